@@ -1,0 +1,16 @@
+// One submodule per family, in alphabetical order. CMake names the module after the level it builds for.
+#include "tensor.h"
+
+namespace pyfast {
+void bind_longtail(py::module_&);
+void bind_prune(py::module_&);
+}  // namespace pyfast
+
+PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
+    const auto family = [&m](const char* name, auto bind) {
+        auto submodule = m.def_submodule(name);
+        bind(submodule);
+    };
+    family("longtail", pyfast::bind_longtail);
+    family("prune", pyfast::bind_prune);
+}

@@ -1,0 +1,1 @@
+from pyfast.prune import _operators  # noqa: F401

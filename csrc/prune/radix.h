@@ -35,7 +35,7 @@ std::vector<Digit> digits(const std::vector<Weight>& weights) {
     return {{16, 15}, {zeros, 16 - zeros}};
 }
 
-// Adds one to the bin of every weight of a part whose key begins with the prefix.
+// Adds one to the bin of every weight of a part whose key begins with the prefix. Room for the bins twice.
 template <class Key, bool NanAsZero>
 void histogram(const Weight& weight, const Part& part, Digit digit, Key prefix, uint32_t* bins) {
     with_dtype(weight.dtype, [&](auto tag) {
@@ -46,19 +46,26 @@ void histogram(const Weight& weight, const Part& part, Digit digit, Key prefix, 
             if (NanAsZero && D != DType::i8 && c > Format<D>::largest) return Key(0);
             return key_of<D, Key>(c);
         };
-        const Key mask = (Key(1) << digit.width) - 1;
+        const int64_t size = int64_t{1} << digit.width;
+        const auto mask = static_cast<Key>(size - 1);
         const bool first = prefix == 0 && digit.shift + digit.width == int(8 * sizeof(Key)) - 1;
         alignas(64) Code buffer[64];
         if (first) {
             for (int64_t w = part.begin; w < part.end; ++w) {
                 const Code* x = weight.word<Code>(w, buffer);
                 const int n = static_cast<int>(std::min<int64_t>(64, weight.size - 64 * w));
-                for (int j = 0; j < n; ++j) ++bins[key(x[j]) >> digit.shift];
+                // Two sets of bins, or equal neighbours would wait for each other.
+                for (int j = 0; j + 1 < n; j += 2) {
+                    ++bins[key(x[j]) >> digit.shift];
+                    ++bins[size + (key(x[j + 1]) >> digit.shift)];
+                }
+                if (n & 1) ++bins[key(x[n - 1]) >> digit.shift];
             }
+            for (int64_t b = 0; b < size; ++b) bins[b] += bins[size + b];
             return;
         }
         const Key low = prefix << digit.width << digit.shift;
-        const Key high = low | (((Key(1) << digit.width) - 1) << digit.shift) | ((Key(1) << digit.shift) - 1);
+        const Key high = low | (mask << digit.shift) | ((Key(1) << digit.shift) - 1);
         Found unused;
         each_word<D, NanAsZero>(weight, part, Bounds<Key>{low, high}, unused,
                                 [&](int64_t, uint64_t above_low, uint64_t above_high, const Code* x) {
@@ -121,7 +128,7 @@ struct Radix {
         parallel(static_cast<int>(threads.size()), [&](int t) {
             pools[t].assign(size, 0);
             partial[t].resize(threads[t].parts.size());
-            std::vector<uint32_t> bins(size);
+            std::vector<uint32_t> bins(2 * size);
             for (size_t i = 0; i < threads[t].parts.size(); ++i) {
                 const Part& part = threads[t].parts[i];
                 const auto& s = standing[part.tensor];
@@ -131,7 +138,7 @@ struct Radix {
                 if (pieces[part.tensor] == 1)
                     settle(part.tensor, bins.data(), pools[t]);
                 else
-                    partial[t][i] = bins;
+                    partial[t][i].assign(bins.begin(), bins.begin() + size);
             }
         });
         std::vector<uint64_t> pool(size, 0), whole;

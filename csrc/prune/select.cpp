@@ -23,12 +23,14 @@ constexpr int64_t group = 16;  // sampled weights that lie together: a cache lin
 enum Path { everything = 0, bracket = 1, radix = 2, histogram_then_bracket = 3 };
 
 template <class Key, bool NanAsZero>
-Key key_at(const Weight& weight, int64_t i) {
-    return with_dtype(weight.dtype, [&](auto tag) {
+void append_keys(const Weight& weight, int64_t start, int count, std::vector<Key>& keys) {
+    with_dtype(weight.dtype, [&](auto tag) {
         constexpr DType D = decltype(tag)::value;
-        const auto c = code_of<D>(*weight.at<typename Format<D>::Code>(i));
-        if (NanAsZero && D != DType::i8 && c > Format<D>::largest) return Key(0);
-        return key_of<D, Key>(c);
+        weight.walk<typename Format<D>::Code>(start, count, [&keys](int, const auto* p) {
+            const auto c = code_of<D>(*p);
+            const bool nan = D != DType::i8 && c > Format<D>::largest;
+            keys.push_back(NanAsZero && nan ? Key(0) : key_of<D, Key>(c));
+        });
     });
 }
 
@@ -37,48 +39,47 @@ template <class Key, bool NanAsZero>
 std::optional<Bounds<Key>> sampled_bounds(const std::vector<Weight>& weights, int64_t n, int64_t keep, int64_t room) {
     constexpr double deviations = 4.5;
     const double q = static_cast<double>(keep) / static_cast<double>(n);
-    const double wanted =
-        q * (1 - q) * std::pow(4 * deviations * static_cast<double>(n) / static_cast<double>(room), 2);
-    const int64_t groups =
-        std::clamp<int64_t>(std::max<int64_t>(static_cast<int64_t>(wanted), 131072), 1, n / 8) / group;
-    std::vector<Key> sample;
-    sample.reserve(groups * group);
-    std::vector<int32_t> first;  // where each group begins in the sample
-    uint64_t state = 0x9E3779B97F4A7C15;
-    size_t tensor = 0;
-    int64_t begin = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        const int64_t stratum = n / groups, i = g * stratum + static_cast<int64_t>(state % stratum) / group * group;
-        while (begin + weights[tensor].size <= i) begin += weights[tensor++].size;
-        first.push_back(static_cast<int32_t>(sample.size()));
-        const int64_t end = std::min(i - begin + group, weights[tensor].size);
-        for (int64_t j = i - begin; j < end; ++j) sample.push_back(key_at<Key, NanAsZero>(weights[tensor], j));
+    // So many that the bounds, some deviations to each side, hold a third of the room; more where many are equal.
+    const double share = static_cast<double>(room) / static_cast<double>(n) / 3;
+    const double enough = q * (1 - q) * std::pow(2 * deviations / share, 2);
+    for (double size = std::max(enough, 65536.0); size < 32 * std::max(enough, 65536.0); size *= 16) {
+        const int64_t groups = std::clamp<int64_t>(static_cast<int64_t>(size), group, n / 8) / group;
+        const int64_t stratum = n / groups;
+        std::vector<Key> sample;
+        sample.reserve(groups * group);
+        std::vector<int32_t> end{0};  // where each group ends in the sample
+        uint64_t state = 0x9E3779B97F4A7C15;
+        size_t tensor = 0;
+        int64_t begin = 0;
+        for (int64_t g = 0; g < groups; ++g) {
+            state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+            const int64_t i = g * stratum + static_cast<int64_t>(state % stratum);
+            while (begin + weights[tensor].size <= i) begin += weights[tensor++].size;
+            const int64_t from = (i - begin) / group * group, to = std::min(from + group, weights[tensor].size);
+            append_keys<Key, NanAsZero>(weights[tensor], from, static_cast<int>(to - from), sample);
+            end.push_back(static_cast<int32_t>(sample.size()));
+        }
+        const auto s = static_cast<int64_t>(sample.size());
+        const int64_t rank = std::clamp<int64_t>(std::llround(q * static_cast<double>(s)), 1, s);
+        const Key middle = nth_largest(sample, rank);
+        // Neighbours are alike and so are near strata: the error of the count is that of successive differences.
+        double squares = 0, before = 0;
+        for (int64_t g = 0; g < groups; ++g) {
+            double excess = -q * (end[g + 1] - end[g]);
+            for (int32_t j = end[g]; j < end[g + 1]; ++j) excess += sample[j] > middle;
+            if (g > 0) squares += (excess - before) * (excess - before) / 2;
+            before = excess;
+        }
+        const auto margin = static_cast<int64_t>(deviations * std::sqrt(squares)) + 4;
+        Bounds<Key> bounds{0, last<Key>};
+        if (rank + margin <= s) bounds.low = nth_largest(sample, rank + margin);
+        if (rank - margin >= 1) bounds.high = nth_largest(sample, rank - margin);
+        int64_t inside = 0;
+        for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
+        if (static_cast<double>(inside) * static_cast<double>(n) < 0.8 * static_cast<double>(room * s)) return bounds;
+        if (bounds.low == bounds.high) break;  // all equal: no sample can part them
     }
-    first.push_back(static_cast<int32_t>(sample.size()));
-    const auto s = static_cast<int64_t>(sample.size());
-    const int64_t rank = std::clamp<int64_t>(std::llround(q * static_cast<double>(s)), 1, s);
-    std::vector<Key> sorted = sample;
-    const Key middle = nth_largest(sorted, rank);
-    // Neighbours are alike, so the spread is taken from the groups, not from single weights.
-    double sum = 0, squares = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-        double above = 0;
-        for (int32_t j = first[g]; j < first[g + 1]; ++j) above += sample[j] > middle;
-        const double excess = above - q * (first[g + 1] - first[g]);
-        sum += excess;
-        squares += excess * excess;
-    }
-    const double spread = std::sqrt(std::max(0.0, squares - sum * sum / static_cast<double>(groups)));
-    const auto margin = static_cast<int64_t>(deviations * spread) + 4;
-    Bounds<Key> bounds{0, last<Key>};
-    if (rank + margin <= s) bounds.low = nth_largest(sorted, rank + margin);
-    if (rank - margin >= 1) bounds.high = nth_largest(sorted, rank - margin);
-    int64_t inside = 0;
-    for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
-    if (static_cast<double>(inside) / static_cast<double>(s) * static_cast<double>(n) > 0.7 * static_cast<double>(room))
-        return std::nullopt;
-    return bounds;
+    return std::nullopt;
 }
 
 template <class Key, bool NanAsZero>

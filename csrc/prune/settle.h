@@ -9,11 +9,29 @@ namespace pyfast::prune {
 
 enum class Ties { first, keep_all, prune_all };
 
-// The n-th largest of the keys, from 1. Reorders them.
+// The n-th largest of the keys, from 1: histograms over an ever smaller range.
 template <class Key>
-Key nth_largest(std::vector<Key>& keys, int64_t n) {
-    std::nth_element(keys.begin(), keys.begin() + (n - 1), keys.end(), std::greater<Key>());
-    return keys[n - 1];
+Key nth_largest(std::vector<Key> const& all, int64_t n) {
+    constexpr int bins = 2048;
+    const std::vector<Key>* keys = &all;
+    std::vector<Key> fewer;
+    while (true) {
+        const auto [low, high] = std::minmax_element(keys->begin(), keys->end());
+        const Key base = *low, range = *high - *low;
+        if (range == 0) return base;
+        const int shift = std::max(0, static_cast<int>(std::bit_width(static_cast<uint64_t>(range))) - 11);
+        std::vector<int64_t> count(bins, 0);
+        for (const Key k : *keys) ++count[(k - base) >> shift];
+        int bin = bins - 1;
+        for (; n > count[bin]; --bin) n -= count[bin];
+        if (shift == 0) return base + bin;
+        std::vector<Key> next;
+        next.reserve(count[bin]);
+        for (const Key k : *keys)
+            if ((k - base) >> shift == bin) next.push_back(k);
+        fewer = std::move(next);
+        keys = &fewer;
+    }
 }
 
 // What was decided: a rule and a flag per tensor, and the threshold of the pool.

@@ -76,7 +76,16 @@ std::optional<Bounds<Key>> sampled_bounds(const std::vector<Weight>& weights, in
         if (rank - margin >= 1) bounds.high = nth_largest(sample, rank - margin);
         int64_t inside = 0;
         for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
-        if (static_cast<double>(inside) * static_cast<double>(n) < 0.8 * static_cast<double>(room * s)) return bounds;
+        const auto few = [&] {
+            return static_cast<double>(inside) * static_cast<double>(n) < 0.8 * static_cast<double>(room * s);
+        };
+        if (few()) return bounds;
+        if (bounds.low == 0 && middle > 0) {  // pruned before: the zeros go, if the others are enough
+            bounds.low = 1;
+            inside = 0;
+            for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
+            if (few()) return bounds;
+        }
         if (bounds.low == bounds.high) break;  // all equal: no sample can part them
     }
     return std::nullopt;
@@ -250,6 +259,19 @@ void select(const std::vector<Weight>& weights, int64_t prune, const std::vector
     run(weights, prune, min_keep, rule, bits, table);
 }
 
+// For every byte of a mask, all ones in the lanes that it keeps.
+template <class Code>
+struct Lanes8 {
+    alignas(64) Code table[256][8];
+    constexpr Lanes8() : table() {
+        for (int byte = 0; byte < 256; ++byte)
+            for (int j = 0; j < 8; ++j) table[byte][j] = byte >> j & 1 ? static_cast<Code>(~Code(0)) : Code(0);
+    }
+    constexpr const Code* operator[](uint64_t byte) const { return table[byte]; }
+};
+template <class Code>
+constexpr Lanes8<Code> lanes;
+
 // Sets every weight whose bit is 0 to +0, by selection: 0 * inf is no zero.
 template <class Code>
 void apply_part(const Weight& weight, const Part& part, const uint64_t* bits) {
@@ -263,10 +285,10 @@ void apply_part(const Weight& weight, const Part& part, const uint64_t* bits) {
                 std::memset(x, 0, 64 * sizeof(Code));
                 continue;
             }
-            constexpr Code lane[8] = {1, 2, 4, 8, 16, 32, 64, Code(128)};
             for (int i = 0; i < 8; ++i) {
-                const auto byte = static_cast<Code>(m >> (8 * i) & 255);
-                for (int j = 0; j < 8; ++j) x[8 * i + j] = (byte & lane[j]) ? x[8 * i + j] : Code(0);
+                const Code* keep = lanes<Code>[m >> (8 * i) & 255];
+#pragma omp simd
+                for (int j = 0; j < 8; ++j) x[8 * i + j] &= keep[j];
             }
         } else {
             weight.walk<Code>(64 * w, std::popcount(valid), [m](int j, Code* p) {

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pyfast import prune
@@ -163,7 +164,12 @@ def test_bad_minima(options, error, message):
     assert w.all()
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 9), st.sampled_from([None, 0.5, 0.75]), st.data())
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    st.integers(0, 9),
+    st.sampled_from([None, 0.5, 0.75]),
+    st.data(),
+)
 @settings(deadline=None, max_examples=200)
 def test_infeasible_minima_are_refused_with_what_would_fit(sizes, sigma, cap, data):
     total = sum(sizes)

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pyfast import prune
@@ -124,7 +125,9 @@ def subset(one, other):
 
 
 @pytest.mark.parametrize("ties", ["first", "keep_all", "prune_all"])
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 8), st.sampled_from([torch.float32, torch.float8_e4m3fn]))
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 8), st.sampled_from([torch.float32, torch.float8_e4m3fn])
+)
 @settings(deadline=None, max_examples=60)
 def test_what_is_pruned_stays_pruned(ties, seed, layers, sigma, dtype):
     """On weights with many ties and zeros, which an optimizer moves about at will, pruned ones included."""
@@ -138,8 +141,10 @@ def test_what_is_pruned_stays_pruned(ties, seed, layers, sigma, dtype):
     for t in range(8):
         for w in tensors:
             w.copy_(torch.randint(-2, 3, w.shape, generator=g).to(dtype))
-        before = [w.float().where(torch.ones_like(m) if last is None else last.to_bool()[str(i)], 0)
-                  for i, (w, m) in enumerate(zip(tensors, [torch.ones(n).bool() for n in sizes], strict=True))]
+        before = [
+            w.float().where(torch.ones_like(m) if last is None else last.to_bool()[str(i)], 0)
+            for i, (w, m) in enumerate(zip(tensors, [torch.ones(n).bool() for n in sizes], strict=True))
+        ]
         pruner.step()
         masks = pruner.mask.to_bool()
         for i, w in enumerate(tensors):
@@ -281,7 +286,11 @@ BAD = [
     ({"end": 3, "start": 4}, ValueError, r"end must not be before start \(4\), got 3"),
     ({"end": 3, "every": 0}, ValueError, r"every must be at least 1, got 0"),
     ({"end": 3, "schedule": "one_shot"}, ValueError, r"end must be start for a one_shot schedule, got 3"),
-    ({"end": 3, "schedule": "quartic"}, ValueError, r"schedule must be a function or one of cubic, linear, one_shot, got"),
+    (
+        {"end": 3, "schedule": "quartic"},
+        ValueError,
+        r"schedule must be a function or one of cubic, linear, one_shot, got",
+    ),
     ({"end": 3, "initial": 0.95}, ValueError, r"initial must not prune more than amount \(9 weights\), got 10"),
     ({"end": 3, "initial": 1.5}, ValueError, r"initial must be between 0 and 1 as a float, got 1\.5"),
     ({"end": 3, "min_keep": 2}, ValueError, r"min_keep must leave enough weights to prune, .* for every layer 1"),

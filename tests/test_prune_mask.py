@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -258,7 +259,9 @@ def test_tied_weights_cross_over_together():
     assert torch.equal(model[0].weight, model[1].weight)
     assert BitMask.from_torch_prune(model) == mask
     model[1].weight_mask.fill_(1)
-    with pytest.raises(ValueError, match=r"module must have one mask per weight, got two for '0\.weight' and '1\.weight'"):
+    with pytest.raises(
+        ValueError, match=r"module must have one mask per weight, got two for '0\.weight' and '1\.weight'"
+    ):
         BitMask.from_torch_prune(model)
 
 

@@ -23,7 +23,9 @@ def released(weights, target, percent):
     rounds = 0
     if any((1 - s) * n < sigma for s, n in zip(shares, sizes, strict=True)):
         while True:
-            shares = [1 - sigma / n if n > sigma and (1 - s) * n < sigma else s for s, n in zip(shares, sizes, strict=True)]
+            shares = [
+                1 - sigma / n if n > sigma and (1 - s) * n < sigma else s for s, n in zip(shares, sizes, strict=True)
+            ]
             whole = sum(s * n for s, n in zip(shares, sizes, strict=True)) / total
             if whole >= target:
                 break
@@ -79,7 +81,9 @@ def test_it_fails_where_the_exact_minimum_does_not():
     weights = [torch.tensor([20.0, 21.0, 22.0]), torch.arange(1.0, 11), torch.tensor([0.1, 0.2])]
     before = [w.clone() for w in weights]
     # The minimum is 2: the last layer is not smaller, so is not left dense; it falls whole, and is scaled beyond that.
-    with pytest.raises(ValueError, match=r"let every layer's sparsity stay in \[0, 1\], got 1\.125; global_magnitude_ meets"):
+    with pytest.raises(
+        ValueError, match=r"let every layer's sparsity stay in \[0, 1\], got 1\.125; global_magnitude_ meets"
+    ):
         prune.rescaled_magnitude_(weights, 0.6, min_keep_percent=15)
     assert all(map(torch.equal, weights, before))
     result = prune.global_magnitude_(weights, 0.6, min_keep="15%")
@@ -88,7 +92,7 @@ def test_it_fails_where_the_exact_minimum_does_not():
 
 def test_it_need_not_end_where_the_exact_minimum_does():
     weights = [torch.arange(1.0, 6), torch.arange(1.0, 96)]
-    # A layer of 5 stays dense and one of 95 keeps 10, so 85 can fall; 0.854 of 100 is 85.4, which rescaling never meets.
+    # A layer of 5 stays dense and one of 95 keeps 10, so 85 can fall; rescaling asks for 85.4 and never gets there.
     assert prune.global_magnitude_mask(weights, 0.854, min_keep="10%").pruned == 85
     with pytest.raises(ValueError, match=r"let the rescaling end, got 0\.85 of sparsity 0\.854 after 1000 rounds"):
         prune.rescaled_magnitude_(weights, 0.854, min_keep_percent=10)

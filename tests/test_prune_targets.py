@@ -2,7 +2,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pyfast import prune
@@ -31,12 +32,17 @@ def test_include_and_exclude_take_classes_and_patterns():
     assert names(model, exclude=nn.Conv2d) == ["2.weight", "4.weight"]
     assert names(model, exclude=[r"^0\.", nn.ConvTranspose1d]) == ["4.weight"]
     assert names(nn.MultiheadAttention(4, 2)) == ["out_proj.weight"]
-    assert names(nn.MultiheadAttention(4, 2), include=r"proj_weight|proj\.weight") == ["in_proj_weight", "out_proj.weight"]
+    assert names(nn.MultiheadAttention(4, 2), include=r"proj_weight|proj\.weight") == [
+        "in_proj_weight",
+        "out_proj.weight",
+    ]
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
     for argument in ("include", "exclude"):
-        with pytest.raises(ValueError, match=rf"{argument} must match a name in targets, got 'wieght', which matches none"):
+        with pytest.raises(
+            ValueError, match=rf"{argument} must match a name in targets, got 'wieght', which matches none"
+        ):
             names(network(), **{argument: "wieght"})
     with pytest.raises(TypeError, match=r"include must hold module classes and regular expressions, got 3"):
         names(network(), include=[3])
@@ -66,7 +72,9 @@ def test_nothing_to_prune_is_refused():
         prune.global_magnitude_([], 0)
     with pytest.raises(ValueError, match=r"at least one tensor, got none"):
         prune.global_magnitude_({"n": torch.ones(2, dtype=torch.int64)}, 0)
-    with pytest.raises(ValueError, match=r"at least one module with a Linear or Conv layer \(or say include=\), got none"):
+    with pytest.raises(
+        ValueError, match=r"at least one module with a Linear or Conv layer \(or say include=\), got none"
+    ):
         prune.global_magnitude_(nn.ReLU(), 0)
     with pytest.raises(TypeError, match=r"targets must be a module, a tensor, a list or a dict of tensors, got int"):
         prune.global_magnitude_(3, 0)
@@ -175,7 +183,9 @@ def test_fake_tensors_are_refused():
 
 def test_computed_weights_are_refused_with_what_to_call():
     masked = nn.Sequential(nn.Linear(2, 2), nn.utils.prune.l1_unstructured(nn.Linear(2, 2), "weight", 1))
-    with pytest.raises(TypeError, match=r"'1\.weight' is under torch\.nn\.utils\.prune: call torch\.nn\.utils\.prune\.remove"):
+    with pytest.raises(
+        TypeError, match=r"'1\.weight' is under torch\.nn\.utils\.prune: call torch\.nn\.utils\.prune\.remove"
+    ):
         prune.global_magnitude_(masked, 1)
     assert names(masked, include="weight_orig") == ["1.weight_orig"]
     assert names(masked, exclude=r"^1\.") == ["0.weight"]
@@ -212,8 +222,28 @@ def test_distributed_wrappers(one_rank):
     assert names(nn.parallel.DistributedDataParallel(model)) == ["0.weight"]
     mesh = torch.distributed.init_device_mesh("cpu", (1,))
     shard = torch.distributed.tensor.distribute_tensor(torch.ones(4), mesh)
-    with pytest.raises(TypeError, match=r"prune before sharding, or gather with full_tensor\(\), got a DTensor for 'w'"):
+    with pytest.raises(
+        TypeError, match=r"prune before sharding, or gather with full_tensor\(\), got a DTensor for 'w'"
+    ):
         prune.global_magnitude_({"w": shard}, 1)
+    model = torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+    with pytest.raises(
+        TypeError, match=r"prune before sharding, or gather with full_tensor\(\), got a DTensor for '0\.weight'"
+    ):
+        prune.global_magnitude_(model, 1)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
+def test_flat_sharding_is_refused(one_rank):
+    model = torch.distributed.fsdp.FullyShardedDataParallel(
+        nn.Sequential(nn.Linear(3, 3)), device_id=torch.device("cpu")
+    )
+    with pytest.raises(TypeError, match=r"prune before wrapping in FullyShardedDataParallel, got one at 'the top'"):
+        prune.global_magnitude_(model, 1)
+    with pytest.raises(
+        TypeError, match=r"prune before wrapping in FullyShardedDataParallel, got a FlatParameter for '0'"
+    ):
+        prune.global_magnitude_(model.parameters(), 1)
 
 
 def test_mixed_devices_are_refused():

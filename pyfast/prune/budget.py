@@ -36,8 +36,10 @@ def minima(
     """Least numbers to keep, per layer: by both arguments together, and by ``max_sparsity`` alone."""
     total = sum(sizes)
     wanted = _per_layer(min_keep, 0, "min_keep", names, tied)
-    limits = _per_layer(1.0 if max_sparsity is None else max_sparsity, 1.0, "max_sparsity", names, tied)
-    caps = [math.ceil((1 - _share(s, "max_sparsity")) * n) for s, n in zip(limits, sizes, strict=True)]
+    caps = [0] * len(sizes)
+    if max_sparsity is not None:
+        limits = _per_layer(max_sparsity, 1.0, "max_sparsity", names, tied)
+        caps = [math.ceil((1 - _share(s, "max_sparsity")) * n) for s, n in zip(limits, sizes, strict=True)]
     floors = [max(_least(m, n, total), c) for m, n, c in zip(wanted, sizes, caps, strict=True)]
     return floors, caps
 

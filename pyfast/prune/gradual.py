@@ -40,6 +40,8 @@ class GradualPruner:
     The tensors are looked up once, here, as an optimizer does; moving the model to another device is fine. With data
     parallel training every rank finds the same mask, since the weights have the same bits.
 
+    On CUDA a step that finds a new mask waits for the device; the others do not.
+
     Args:
         targets: what to prune, see ``global_magnitude_``.
         amount: number (int) or share (float) of the weights pruned in the end.

@@ -184,7 +184,10 @@ class BitMask:
         if not isinstance(other, BitMask):
             raise TypeError(f"other must be a BitMask, got {type(other).__name__}")
         if self.names != other.names or self.shapes != other.shapes:
-            mine, theirs = dict(zip(self.names, self.shapes, strict=True)), dict(zip(other.names, other.shapes, strict=True))
+            mine, theirs = (
+                dict(zip(self.names, self.shapes, strict=True)),
+                dict(zip(other.names, other.shapes, strict=True)),
+            )
             odd = next((n for n in (*mine, *theirs) if mine.get(n) != theirs.get(n)), "the order")
             raise ValueError(f"other must have the same names and shapes, got a difference in {odd!r}")
 

@@ -76,18 +76,20 @@ def unique(pairs: list[tuple[str, Tensor]]) -> Found:
 
 def _reach(tensor: Tensor) -> int:
     """Elements from the first to behind the last in memory."""
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():
+        return False
     reach = 0
     for stride, n in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
         if stride <= reach:
             break
         reach += stride * (n - 1)
     else:
-        return False
-    if tensor.numel() == 0:
         return False
     if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
         return True
@@ -103,14 +105,16 @@ def _holders(names: list[str], tensors: list[Tensor]) -> list[int]:
     start = [t.data_ptr() if t.numel() else 0 for t in tensors]
     end = [s + _reach(t) * t.element_size() for s, t in zip(start, tensors, strict=True)]
     group: list[int] = []
+    reached = 0
     for i in sorted(range(len(tensors)), key=lambda i: (start[i], -end[i], i)):
         if first[id(tensors[i])] != i:
             holder[i] = first[id(tensors[i])]
         elif tensors[i].numel():
-            if group and start[i] >= max(end[j] for j in group):
+            if start[i] >= reached:
                 _settle(group, names, tensors, start, end, holder)
                 group = []
             group.append(i)
+            reached = max(reached, end[i])
     _settle(group, names, tensors, start, end, holder)
     for i in range(len(holder)):
         while holder[holder[i]] != holder[i]:

@@ -62,8 +62,8 @@ def check(name: str, tensor: object) -> None:
         refuse("be initialised: run one batch through the model first", type(tensor).__name__)
     if type(tensor).__name__ == "DTensor":
         refuse("be plain tensors: prune before sharding, or gather with full_tensor()", "a DTensor")
-    if type(tensor).__name__ == "FlatParameter":
-        refuse("be plain tensors: prune before wrapping in FSDP, or within summon_full_params", "a FlatParameter")
+    if getattr(tensor, "_is_flat_param", False):
+        refuse("be plain tensors: prune before wrapping in FullyShardedDataParallel", "a FlatParameter")
     if type(tensor) not in (Tensor, nn.Parameter):
         refuse("be plain tensors: pass t.as_subclass(torch.Tensor) or its parts", type(tensor).__name__)
     if tensor.is_meta:

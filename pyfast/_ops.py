@@ -1,19 +1,33 @@
-"""The one place where an operator meets its devices.
+"""The one place where an operator meets its devices, and where it learns to be differentiated, batched and compiled.
 
 An operator is three functions: ``pyfast._C.family.name`` (C++) and ``pyfast.kernels.family.name`` (Triton), which share
 one signature, inputs first and outputs last; and ``allocate``, which makes the outputs and so doubles as the shape rule
-that ``torch.compile`` traces with.
+that ``torch.compile`` traces with. Where it has a derivative, ``save`` and ``backward`` say which, in the manner of
+``torch.library.register_autograd``.
+
+Why not ``register_autograd`` itself: its operators cannot be called under ``torch.func``, and forward mode silently loses
+the tangent. Here the autograd kernel is the same ``autograd.Function``, but entered as PyTorch's own kernels are, one
+level of ``torch.func`` at a time; eager calls enter it directly and skip a trip through the dispatcher.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyfast import _C
 
 _library = torch.library.Library("pyfast", "DEF")
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_any_requires_grad = torch._C._any_requires_grad  # looks into lists of tensors too
+_func_active = torch._C._are_functorch_transforms_active
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # what torch.func left in a graph that outlives it
 
 
 def define(
@@ -22,36 +36,178 @@ def define(
     allocate: Callable[..., Any],
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    *,
+    rows: Sequence[int] = (),
 ) -> Callable[..., Any]:
-    """Register ``pyfast::family_schema`` for CPU, CUDA and tracing, and return the function that runs it."""
+    """Register ``pyfast::family_schema`` for CPU, CUDA and tracing, and return the function that runs it.
+
+    Args:
+        family: the room: the module of ``pyfast``, ``pyfast._C`` and ``pyfast.kernels`` that holds the operator.
+        schema: PyTorch's, without the family: ``"name(Tensor x) -> Tensor"``. ``Tensor(a!)`` and ``Tensor(a!)[]`` are
+            changed in place, and their version counters rise.
+        allocate: makes the outputs, unwritten, from the inputs; runs on meta tensors too.
+        save: ``save(ctx, inputs, output)`` keeps what ``backward`` needs.
+        backward: ``backward(ctx, *grads)`` returns one gradient or None for each input (a list for a list), by PyTorch's
+            operators and by ours; where those have derivatives, so has this. Without it, differentiating raises.
+        rows: positions of the inputs whose first dimension counts independent rows, as that of every output then must;
+            ``torch.vmap`` over these inputs alone is one call on more rows. Any other ``vmap`` is a loop.
+
+    Returns:
+        A function of the schema's arguments, by position.
+    """
     name = schema.partition("(")[0]
     operator = f"{family}_{name}"
     cpp = getattr(getattr(_C, family), name)
+    _library.define(f"{family}_{schema}", tags=(torch.Tag.needs_exact_strides,))
+    op = getattr(torch.ops.pyfast, operator).default
+    arguments = op._schema.arguments
+    lists = any("List[Tensor]" in str(a.type) or "List[Optional[Tensor]]" in str(a.type) for a in arguments)
+    mutated = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
 
-    def cpu(*inputs):
+    def cpu(*inputs: Any) -> Any:
         outputs = allocate(*inputs)
+        torch.get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
         cpp(*inputs, *_as_tuple(outputs))
-        return outputs if outputs != () else None
+        return outputs or None if isinstance(outputs, tuple) else outputs
 
-    def cuda(*inputs):
+    def cuda(*inputs: Any) -> Any:
         outputs = allocate(*inputs)
-        kernels = importlib.import_module(f"pyfast.kernels.{family}")
-        first = inputs[0][0] if isinstance(inputs[0], (list, tuple)) else inputs[0]
-        with torch.cuda.device(first.device):
-            getattr(kernels, name)(*inputs, *_as_tuple(outputs))
-        return outputs if outputs != () else None
+        kernel = getattr(importlib.import_module(f"pyfast.kernels.{family}"), name)
+        with torch.cuda.device(next(x.device for x in tree_leaves(inputs) if isinstance(x, Tensor))):
+            kernel(*inputs, *_as_tuple(outputs))
+        return outputs or None if isinstance(outputs, tuple) else outputs
 
-    def no_derivative(ctx, *grads):
-        raise NotImplementedError(f"pyfast::{operator} has no derivative; differentiate pyfast.reference.{family} instead")
+    def no_derivative(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"pyfast::{operator} has no derivative; differentiate pyfast.reference.{family} instead"
+        )
 
-    _library.define(f"{family}_{schema}")
+    def no_forward_mode(*_: Any) -> Any:
+        raise NotImplementedError(f"pyfast::{operator} has no forward-mode derivative; use reverse mode")
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        if lists:
+            ctx.unflatten, inputs = inputs[-1], inputs[-1](inputs[:-1])
+        if _func_active():  # the transforms outside this one still have to see what happens
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+                outputs = op(*inputs)
+        else:
+            with _below_autograd():
+                outputs = op(*inputs)
+        if save is not None:
+            save(ctx, inputs, outputs)
+        return outputs
+
+    def backward_lists(ctx: Any, *grads: Any) -> Any:
+        needed = ctx.needs_input_grad
+        ctx.needs_input_grad = ctx.unflatten(needed[:-1])
+        try:
+            inner = _as_tuple(backward(ctx, *grads) if backward else no_derivative())
+        finally:
+            ctx.needs_input_grad = needed
+        return *_flatten(inner), None
+
+    methods = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward_lists if lists else backward or no_derivative),
+        "jvp": staticmethod(no_forward_mode),
+    }
+    node: Any = type(f"pyfast_{operator}", (_SingleLevelFunction,), methods)
+
+    def record(inputs: Sequence[Any]) -> Any:
+        if lists:
+            return node.apply(*_flatten(inputs), _unflatten([len(x) if _is_list(x) else -1 for x in inputs]))
+        return node.apply(*inputs)
+
+    def autograd(_: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            with forward_ad._set_fwd_grad_enabled(True):
+                leaves = (x for x in tree_leaves(inputs) if isinstance(x, Tensor))
+                if any(forward_ad.unpack_dual(x).tangent is not None for x in leaves):
+                    no_forward_mode()
+        if torch.is_grad_enabled() and _any_requires_grad(*inputs):
+            with enable_single_level_autograd_function():
+                return record(inputs)
+        with _below_autograd():
+            return op(*inputs)
+
+    def autograd_in_place(_: Any, *inputs: Any) -> Any:
+        changed = tree_leaves([inputs[i] for i in mutated])
+        if torch.is_grad_enabled() and any(x.requires_grad and not x.is_leaf for x in changed):
+            no_derivative()
+        with _below_autograd():
+            return op(*inputs)
+
+    def bump_versions(_: Any, *inputs: Any) -> Any:
+        changed = tree_leaves([inputs[i] for i in mutated])
+        torch.autograd.graph.increment_version([x for x in changed if not x.is_inference()])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op(*inputs)
+
+    def batched(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        if mutated:
+            raise NotImplementedError(f"pyfast::{operator} changes its inputs in place and has no rule for torch.vmap")
+        n = info.batch_size
+        if rows and all(dim is None or i in rows for i, dim in enumerate(in_dims)):
+            count = _each(inputs[rows[0]], in_dims[rows[0]], 0).shape[0]
+            folded = (_fold(x, dim, n) if i in rows else x for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True)))
+            outputs = tree_map(lambda x: x.unflatten(0, (n, count)), run(*folded))
+            return outputs, tree_map(lambda _: 0, outputs)
+        each = [run(*(_each(x, dim, i) for x, dim in zip(inputs, in_dims, strict=True))) for i in range(n)]
+        if isinstance(each[0], tuple):
+            return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
+        return torch.stack(each), 0
+
+    def run(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated:
+            return op(*inputs)
+        inputs = tuple([_unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in inputs])
+        if torch.is_grad_enabled() and _any_requires_grad(*inputs):
+            return node.apply(*inputs)
+        with _below_autograd():
+            return op(*inputs)
+
     _library.impl(operator, cpu, "CPU")
     _library.impl(operator, cuda, "CUDA")
     _library.impl(operator, allocate, "Meta")
-    if "!" not in schema:
-        torch.library.register_autograd(f"pyfast::{operator}", backward or no_derivative, setup_context=save, lib=_library)
-    return getattr(torch.ops.pyfast, operator).default
+    _library.impl(operator, autograd_in_place if mutated else autograd, "Autograd", with_keyset=True)
+    if mutated:
+        _library.impl(operator, bump_versions, "ADInplaceOrView", with_keyset=True)
+    torch.library.register_vmap(op, batched, lib=_library)
+    run.__name__ = run.__qualname__ = operator
+    return run
 
 
-def _as_tuple(outputs):
+def _as_tuple(outputs: Any) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, (list, tuple))
+
+
+def _flatten(inputs: Sequence[Any]) -> list[Any]:
+    return [leaf for x in inputs for leaf in (x if _is_list(x) else [x])]
+
+
+def _unflatten(lengths: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """The inverse of ``_flatten`` for inputs of these lengths, -1 for what was no list."""
+
+    def unflatten(leaves: Sequence[Any]) -> tuple[Any, ...]:
+        rest = iter(leaves)
+        return tuple(next(rest) if n < 0 else [next(rest) for _ in range(n)] for n in lengths)
+
+    return unflatten
+
+
+def _each(x: Any, dim: Any, i: int) -> Any:
+    """The i-th of a batch: kernels want it contiguous."""
+    if _is_list(dim):
+        return [_each(y, d, i) for y, d in zip(x, dim, strict=True)]
+    return x if dim is None else x.select(dim, i).contiguous()
+
+
+def _fold(x: Tensor, dim: int | None, n: int) -> Tensor:
+    """(rows, ...) with a batch dimension, or without, -> (n * rows, ...)."""
+    x = x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1).contiguous()

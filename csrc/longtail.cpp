@@ -1,7 +1,8 @@
 // Logit-adjusted cross-entropy and its two derivatives. Reference: pyfast/reference/longtail.py.
 //
 // x = logits + bias throughout, one row per example. Sums over a row are formed over blocks of classes of fixed size,
-// in float inside a block and in double across, so neither the row's length nor the number of threads shows in the error.
+// in float inside a block and in double across, so neither the row's length nor the number of threads shows in the
+// error.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -12,8 +13,9 @@
 namespace pyfast {
 namespace {
 
-constexpr int64_t block = 2048;        // classes summed in the narrow type
-constexpr int64_t span = 32 * block;   // classes that are one thread's work when a row is long
+constexpr int64_t block = 256;       // classes summed in the narrow type
+constexpr int64_t page = 8 * block;  // classes under one peak, small enough to stay in the nearest cache
+constexpr int64_t span = 32 * page;  // classes that are one thread's work when a row is long
 
 void check_target(Tensor<const int64_t> target, int64_t n, int64_t c) {
     for (int64_t i = 0; i < n; ++i)
@@ -42,37 +44,49 @@ struct Sum {
     }
 };
 
-template <class T, class A = Wide<T>>
-Sum sum_of_exp(const T* row, const A* bias, int64_t begin, int64_t end) {
-    Sum sum;
+// sum of f(j) over a range, narrow inside a block and wide across
+template <class A, class F>
+double sum(int64_t begin, int64_t end, F f) {
+    double total = 0;
     for (int64_t first = begin; first < end; first += block) {
         const int64_t last = std::min(first + block, end);
-        A peak = -INFINITY, total = 0;
+        A part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t j = first; j < last; ++j) part += f(j);
+        total += part;
+    }
+    return total;
+}
+
+template <class T, class A = Wide<T>>
+Sum sum_of_exp(const T* row, const A* bias, int64_t begin, int64_t end) {
+    Sum result;
+    for (int64_t first = begin; first < end; first += page) {
+        const int64_t last = std::min(first + page, end);
+        A peak = -INFINITY;
 #pragma omp simd reduction(max : peak)
         for (int64_t j = first; j < last; ++j) {
             const A x = A(row[j]) + bias[j];
             peak = x > peak ? x : peak;
         }
         const A shift = peak == A(-INFINITY) ? A(0) : peak;  // -inf - -inf would be NaN
-#pragma omp simd reduction(+ : total)
-        for (int64_t j = first; j < last; ++j) total += exp(A(row[j]) + bias[j] - shift);
-        sum.add(peak, total);
+        result.add(peak, sum<A>(first, last, [=](int64_t j) { return exp(A(row[j]) + bias[j] - shift); }));
     }
-    return sum;
+    return result;
 }
 
-// logits (n, c), target (n,), bias (c,) -> out (n,), norm (n, 2): the row's peak and the log of its sum of exp(x - peak)
+// logits (n, c), target (n,), bias (c,) -> out (n,), norm (n, 2): the row's peak, its sum of exp(x - peak)
 template <class T, class A = Wide<T>>
 void loss(Tensor<const T> logits, Tensor<const int64_t> target, Tensor<const A> bias, Tensor<T> out, Tensor<A> norm) {
     const int64_t n = logits.size(0), c = logits.size(1), spans = (c + span - 1) / span;
     check_target(target, n, c);
     check_bias(bias, c);
     const auto finish = [&](int64_t i, Sum sum) {
-        const A peak = A(sum.peak == -INFINITY ? 0 : sum.peak), log_total = A(std::log(sum.total));
+        const A peak = A(sum.peak == -INFINITY ? 0 : sum.peak);
         const A x = A(logits.row(i)[target[i]]) + bias[target[i]];
         norm.row(i)[0] = peak;
-        norm.row(i)[1] = log_total;
-        out[i] = T(log_total - (x - peak));
+        norm.row(i)[1] = A(sum.total);
+        out[i] = T(A(std::log(sum.total)) - (x - peak));
     };
     if (spans == 1) {
 #pragma omp parallel for if (parallel(n * c))
@@ -92,7 +106,7 @@ void loss(Tensor<const T> logits, Tensor<const int64_t> target, Tensor<const A> 
     }
 }
 
-// p = exp(x - norm), the softmax of x.
+// p = exp(x - peak) / total, the softmax of x: unlike exp(x - lse), it does not inherit the rounding of a large lse.
 // grad (n,) -> dlogits (n, c) = grad * (p - onehot(target))
 template <class T, class A = Wide<T>>
 void loss_backward(Tensor<const T> grad, Tensor<const T> logits, Tensor<const int64_t> target, Tensor<const A> bias,
@@ -102,10 +116,10 @@ void loss_backward(Tensor<const T> grad, Tensor<const T> logits, Tensor<const in
 #pragma omp parallel for if (parallel(n * c))
     for (int64_t k = 0; k < n * spans; ++k) {
         const int64_t i = k / spans, begin = k % spans * span, end = std::min(begin + span, c), hit = target[i];
-        const A g = A(grad[i]), peak = norm.row(i)[0], log_total = norm.row(i)[1];
+        const A g = A(grad[i]), peak = norm.row(i)[0], scale = 1 / norm.row(i)[1];
         const T* row = logits.row(i);
         T* d = dlogits.row(i);
-        const auto p = [&](int64_t j) { return exp((A(row[j]) + bias[j] - peak) - log_total); };
+        const auto p = [&](int64_t j) { return exp(A(row[j]) + bias[j] - peak) * scale; };
 #pragma omp simd
         for (int64_t j = begin; j < end; ++j) d[j] = T(g * p(j));
         if (begin <= hit && hit < end) d[hit] = T(g * (p(hit) - 1));
@@ -121,18 +135,11 @@ void curvature(Tensor<const T> v, Tensor<const T> grad, Tensor<const T> logits, 
     check_target(target, n, c);
 #pragma omp parallel for if (parallel(n * c))
     for (int64_t i = 0; i < n; ++i) {
-        const A g = A(grad[i]), peak = norm.row(i)[0], log_total = norm.row(i)[1];
+        const A g = A(grad[i]), peak = norm.row(i)[0], scale = 1 / norm.row(i)[1];
         const T *row = logits.row(i), *direction = v.row(i);
         T* d = dlogits.row(i);
-        const auto p = [&](int64_t j) { return exp((A(row[j]) + bias[j] - peak) - log_total); };
-        double total = 0;
-        for (int64_t first = 0; first < c; first += block) {
-            A part = 0;
-#pragma omp simd reduction(+ : part)
-            for (int64_t j = first; j < std::min(first + block, c); ++j) part += p(j) * A(direction[j]);
-            total += part;
-        }
-        const A mean = A(total);
+        const auto p = [&](int64_t j) { return exp(A(row[j]) + bias[j] - peak) * scale; };
+        const A mean = A(sum<A>(0, c, [&](int64_t j) { return p(j) * A(direction[j]); }));
 #pragma omp simd
         for (int64_t j = 0; j < c; ++j) d[j] = T(g * p(j) * (A(direction[j]) - mean));
         dgrad[i] = T(mean - A(direction[target[i]]));

@@ -4,6 +4,7 @@
 namespace pyfast {
 void bind_longtail(py::module_&);
 void bind_prune(py::module_&);
+void bind_random(py::module_&);
 }  // namespace pyfast
 
 PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
@@ -13,4 +14,5 @@ PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
     };
     family("longtail", pyfast::bind_longtail);
     family("prune", pyfast::bind_prune);
+    family("random", pyfast::bind_random);
 }

@@ -2,12 +2,12 @@
 
 An operator is three functions: ``pyfast._C.family.name`` (C++) and ``pyfast.kernels.family.name`` (Triton), which share
 one signature, inputs first and outputs last; and ``allocate``, which makes the outputs and so doubles as the shape rule
-that ``torch.compile`` traces with. Where it has a derivative, ``save`` and ``backward`` say which, in the manner of
+that ``torch.compile`` traces with. Where it has a derivative, ``save`` and ``backward`` say which, as they would for
 ``torch.library.register_autograd``.
 
-Why not ``register_autograd`` itself: its operators cannot be called under ``torch.func``, and forward mode silently loses
-the tangent. Here the autograd kernel is the same ``autograd.Function``, but entered as PyTorch's own kernels are, one
-level of ``torch.func`` at a time; eager calls enter it directly and skip a trip through the dispatcher.
+Why not ``register_autograd`` itself: its operators cannot be called under ``torch.func``, and forward mode loses the
+tangent in silence. Here the autograd kernel is the same ``autograd.Function``, but entered as PyTorch's own kernels are,
+one level of ``torch.func`` at a time; eager calls enter it directly and skip a trip through the dispatcher.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_leaves, tree_map
@@ -47,10 +47,10 @@ def define(
             changed in place, and their version counters rise.
         allocate: makes the outputs, unwritten, from the inputs; runs on meta tensors too.
         save: ``save(ctx, inputs, output)`` keeps what ``backward`` needs.
-        backward: ``backward(ctx, *grads)`` returns one gradient or None for each input (a list for a list), by PyTorch's
-            operators and by ours; where those have derivatives, so has this. Without it, differentiating raises.
-        rows: positions of the inputs whose first dimension counts independent rows, as that of every output then must;
-            ``torch.vmap`` over these inputs alone is one call on more rows. Any other ``vmap`` is a loop.
+        backward: ``backward(ctx, *grads)`` returns one gradient or None for each input (a list for a list), through
+            PyTorch's operators and ours; where those have derivatives, so has this. Without it, differentiating raises.
+        rows: positions of the inputs whose first dimension counts independent rows, as that of every output then must.
+            ``torch.vmap`` over these inputs alone is one call on more rows; any other ``vmap`` is a loop.
 
     Returns:
         A function of the schema's arguments, by position.
@@ -68,14 +68,17 @@ def define(
         outputs = allocate(*inputs)
         torch.get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
         cpp(*inputs, *_as_tuple(outputs))
-        return outputs or None if isinstance(outputs, tuple) else outputs
+        return _result(outputs)
 
     def cuda(*inputs: Any) -> Any:
         outputs = allocate(*inputs)
         kernel = getattr(importlib.import_module(f"pyfast.kernels.{family}"), name)
         with torch.cuda.device(next(x.device for x in tree_leaves(inputs) if isinstance(x, Tensor))):
             kernel(*inputs, *_as_tuple(outputs))
-        return outputs or None if isinstance(outputs, tuple) else outputs
+        return _result(outputs)
+
+    def meta(*inputs: Any) -> Any:
+        return _result(allocate(*inputs))
 
     def no_derivative(*_: Any) -> Any:
         raise NotImplementedError(
@@ -150,7 +153,9 @@ def define(
         n = info.batch_size
         if rows and all(dim is None or i in rows for i, dim in enumerate(in_dims)):
             count = _each(inputs[rows[0]], in_dims[rows[0]], 0).shape[0]
-            folded = (_fold(x, dim, n) if i in rows else x for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True)))
+            folded = (
+                _fold(x, dim, n) if i in rows else x for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True))
+            )
             outputs = tree_map(lambda x: x.unflatten(0, (n, count)), run(*folded))
             return outputs, tree_map(lambda _: 0, outputs)
         each = [run(*(_each(x, dim, i) for x, dim in zip(inputs, in_dims, strict=True))) for i in range(n)]
@@ -169,7 +174,7 @@ def define(
 
     _library.impl(operator, cpu, "CPU")
     _library.impl(operator, cuda, "CUDA")
-    _library.impl(operator, allocate, "Meta")
+    _library.impl(operator, meta, "Meta")
     _library.impl(operator, autograd_in_place if mutated else autograd, "Autograd", with_keyset=True)
     if mutated:
         _library.impl(operator, bump_versions, "ADInplaceOrView", with_keyset=True)
@@ -180,6 +185,11 @@ def define(
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _result(outputs: Any) -> Any:
+    """What the dispatcher wants of an operator that returns nothing is None."""
+    return None if isinstance(outputs, tuple) and not outputs else outputs
 
 
 def _is_list(x: Any) -> bool:

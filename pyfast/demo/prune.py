@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -135,25 +134,17 @@ def _short(name: str) -> str:
 
 
 def _overview(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for heading in ("\nsparsity", "\nthreshold", "no minimum:\naccuracy", "smallest\nlayer", "layers\nemptied"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("minimum:\nmin_keep", "\nthreshold", "\naccuracy", "smallest\nlayer"):
+    for heading in ("minimum:\nmin_keep", "\naccuracy", "smallest\nlayer"):
         table.add_column(heading, justify="right", style="green", no_wrap=True)
     for row in rows:
         a, b = row["plain"], row["minimum"]
         accuracy, saved = (f"{r['accuracy']:.1f} ({r['accuracy_before_recalibration']:.1f})" for r in (a, b))
-        table.add_row(
-            f"{100 * a['sparsity']:g}%",
-            f"{a['threshold']:.4f}",
-            accuracy,
-            f"{a['smallest'][1]}",
-            f"{len(a['emptied'])}",
-            f"{b['min_keep']}",
-            f"{b['threshold']:.4f}",
-            saved,
-            f"{b['smallest'][1]}",
-        )
+        left, emptied, minimum, still = a["smallest"][1], len(a["emptied"]), b["min_keep"], b["smallest"][1]
+        head = (f"{100 * a['sparsity']:g}%", f"{a['threshold']:.4f}", accuracy)
+        table.add_row(*head, f"{left}", f"{emptied}", f"{minimum}", saved, f"{still}")
     return table
 
 
@@ -169,29 +160,17 @@ def _story(row: dict[str, Any]) -> str:
 
 
 def _per_layer(row: dict[str, Any]) -> Table:
-    table = Table(title=f"per layer at {100 * row['plain']['sparsity']:g}%", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = f"per layer at {100 * row['plain']['sparsity']:g}%"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     table.add_column("\nlayer", no_wrap=True)
-    for heading in (
-        "\nshape",
-        "\nweights",
-        "no minimum:\nkept",
-        "\nsparsity",
-        "minimum:\nkept",
-        "\nsparsity",
-        "\nbinds",
-    ):
+    headings = ("\nshape", "\nweights", "no minimum:\nkept", "\nsparsity", "minimum:\nkept", "\nsparsity", "\nbinds")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for a, b in zip(row["plain"]["layers"], row["minimum"]["layers"], strict=True):
-        table.add_row(
-            a["name"],
-            "x".join(map(str, a["shape"])),
-            f"{a['size']:,}",
-            f"{a['kept']:,}" if a["kept"] else "[bold red]0[/]",
-            f"{1 - a['kept'] / a['size']:.2%}",
-            f"{b['kept']:,}",
-            f"{1 - b['kept'] / b['size']:.2%}",
-            "yes" if b["binds"] else "",
-        )
+        before, after = (f"{1 - r['kept'] / r['size']:.1%}" for r in (a, b))
+        left = f"{a['kept']:,}" if a["kept"] else "[bold red]0[/]"
+        head = (a["name"], "x".join(map(str, a["shape"])), f"{a['size']:,}")
+        table.add_row(*head, left, before, f"{b['kept']:,}", after, "yes" if b["binds"] else "")
     return table
 
 

@@ -31,7 +31,7 @@ def define(
     def cpu(*inputs):
         outputs = allocate(*inputs)
         cpp(*inputs, *_as_tuple(outputs))
-        return outputs
+        return outputs if outputs != () else None
 
     def cuda(*inputs):
         outputs = allocate(*inputs)
@@ -39,7 +39,7 @@ def define(
         first = inputs[0][0] if isinstance(inputs[0], (list, tuple)) else inputs[0]
         with torch.cuda.device(first.device):
             getattr(kernels, name)(*inputs, *_as_tuple(outputs))
-        return outputs
+        return outputs if outputs != () else None
 
     def no_derivative(ctx, *grads):
         raise NotImplementedError(f"pyfast::{operator} has no derivative; differentiate pyfast.reference.{family} instead")

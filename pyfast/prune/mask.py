@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class BitMask:
     @property
     def sparsity(self) -> float:
         """Share of weights pruned; 0 when there are none. Waits for the device."""
-        return 1 - self.kept / self.size if self.size else 0.0
+        return (self.size - self.kept) / self.size if self.size else 0.0
 
     @property
     def nbytes(self) -> int:
@@ -145,6 +145,8 @@ class BitMask:
             known: Mapping[str, Any] = {name: parameter for _, _, name, parameter in parameters(targets)}
         elif isinstance(targets, Mapping):
             known = targets
+        elif not isinstance(targets, (Tensor, Iterable)):
+            raise TypeError(f"targets must be a module, a dict or tensors, got {type(targets).__name__}")
         else:
             tensors = [targets] if isinstance(targets, Tensor) else list(targets)
             if len(tensors) != len(self.names):
@@ -182,9 +184,9 @@ class BitMask:
         if not isinstance(other, BitMask):
             raise TypeError(f"other must be a BitMask, got {type(other).__name__}")
         if self.names != other.names or self.shapes != other.shapes:
-            mine, theirs = zip(self.names, self.shapes, strict=True), zip(other.names, other.shapes, strict=True)
-            odd = next(iter(set(mine) ^ set(theirs)), "another order")
-            raise ValueError(f"other must have the same names and shapes, got a difference in {odd}")
+            mine, theirs = dict(zip(self.names, self.shapes, strict=True)), dict(zip(other.names, other.shapes, strict=True))
+            odd = next((n for n in (*mine, *theirs) if mine.get(n) != theirs.get(n)), "the order")
+            raise ValueError(f"other must have the same names and shapes, got a difference in {odd!r}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all: an old file stays until the new one is on disk.

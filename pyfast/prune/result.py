@@ -115,7 +115,7 @@ class PruneResult:
         sizes = [torch.Size(shape).numel() for shape in self.mask.shapes]
         described = zip(self.mask.names, self.mask.shapes, sizes, self._rows[:-1], self.minimum, strict=True)
         return [
-            LayerReport(name, shape, n, kept, 1 - kept / n if n else 0.0, self._magnitude(key), bool(binds), minimum)
+            LayerReport(name, shape, n, kept, (n - kept) / n if n else 0.0, self._magnitude(key), bool(binds), minimum)
             for name, shape, n, (kept, key, binds, _), minimum in described
         ]
 

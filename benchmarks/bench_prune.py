@@ -4,8 +4,10 @@
 threshold prunes too many or too few where weights tie at it; the row then says by how many it misses.
 """
 
+import functools
 import importlib.resources
 import importlib.util
+import logging
 import math
 
 import numpy as np
@@ -57,15 +59,22 @@ def numpy_partition(weights, holders, k):
         a[np.abs(a) <= threshold] = 0
 
 
-def neural_compressor(weights, holders, k):
+@functools.cache
+def neural_compressor_config():
     from neural_compressor import WeightPruningConfig
+    from neural_compressor.compression.pruner.utils import process_config
+
+    logging.getLogger("neural_compressor").setLevel(logging.WARNING)
+    everything = {"op_names": [".*"], "excluded_op_names": [], "pruning_type": "magnitude", "pattern": "1x1"}
+    uncapped = {"pruning_scope": "global", "target_sparsity": AMOUNT, "max_sparsity_ratio_per_op": 1 - 1e-12}
+    return process_config(WeightPruningConfig([everything | uncapped]))[0]
+
+
+def neural_compressor(weights, holders, k):
     from neural_compressor.compression.pruner.patterns import get_pattern
 
-    config = WeightPruningConfig(
-        [{"pruning_type": "magnitude"}], AMOUNT, pattern="1x1", pruning_scope="global", max_sparsity_ratio_per_op=1.0
-    )
     modules = {str(i): holder for i, holder in enumerate(holders)}
-    pattern = get_pattern(config.pruning_configs[0], modules)
+    pattern = get_pattern(neural_compressor_config(), modules)
     ones = {name: torch.ones_like(m.weight, dtype=torch.bool) for name, m in modules.items()}
     scores = {name: pattern.reduce_score(m.weight.detach().abs(), name) for name, m in modules.items()}
     for name, mask in pattern.get_masks_global(scores, AMOUNT, ones).items():

@@ -204,9 +204,8 @@ def _seconds(call: Callable[..., object], *args: Any, **options: Any) -> float:
 
 
 def _times(races: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title=f"pruning 90% in place, best of several, {torch.get_num_threads()} threads", box=box.SIMPLE_HEAD
-    )
+    title = f"pruning 90% in place, best of several, {torch.get_num_threads()} threads"
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("weights of")
     for heading in ("number", "tensors", "pyfast", "torch.nn.utils.prune", "ratio"):
         table.add_column(heading, justify="right")

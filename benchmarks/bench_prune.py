@@ -141,18 +141,17 @@ def case(name, dtype, device, quick):
     key = name, dtype, device, quick
     if key not in _cases:
         _cases.clear()  # one at a time in memory
-        weights = [w.to(dtype) for w in network(name, quick)]
+        weights = [w.to(device, dtype) for w in network(name, quick)]
         k = round(AMOUNT * sum(w.numel() for w in weights))
-        masks = reference.global_magnitude_mask(weights, k)
-        _cases[key] = [w.to(device) for w in weights], [m.to(device) for m in masks], k
+        _cases[key] = weights, reference.global_magnitude_mask(weights, k), k
     return _cases[key]
 
 
 def minimum_masks(weights, k):
     """What the reference keeps with a minimum of 0.02% of the network per layer."""
     n = sum(w.numel() for w in weights)
-    masks, _, _ = reference.select([w.cpu() for w in weights], k, [min(n // 5000, w.numel()) for w in weights])
-    return [m.to(w.device) for m, w in zip(masks, weights, strict=True)]
+    masks, _, _ = reference.select(weights, k, [min(n // 5000, w.numel()) for w in weights])
+    return masks
 
 
 def check_order(weights, kept, k, exact):

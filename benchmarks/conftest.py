@@ -113,7 +113,7 @@ def race(benchmark, request, quick):
             floor = max(sum(b / limit[how] for how, b in work.items()), flops / limit["matmul"])
             benchmark.extra_info.update(work, flops=flops, floor=floor)
         rounds = min(max(math.ceil(request.config.getoption("--seconds") / max(once, 1e-5)), 3), 200)
-        benchmark.pedantic(function, setup=lambda: (fresh(), {}), rounds=rounds, warmup_rounds=2)
+        benchmark.pedantic(function, setup=lambda: (fresh(), {}), rounds=rounds, warmup_rounds=2 if once < 0.2 else 0)
         if "floor" in benchmark.extra_info:
             benchmark.extra_info["share"] = floor / benchmark.stats.stats.min
         return None

@@ -1,0 +1,148 @@
+"""The command line, on the shipped weights and real images."""
+
+import json
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pyfast import cli, prune
+from pyfast.demo import digits, shapes
+from pyfast.demo import prune as demo
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matmuls in the digits' network are too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_info_names_the_kernels_in_use():
+    result = runner.invoke(cli.app(), ["info"])
+    assert result.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
+    assert list(lines) == ["pyfast", "kernels", "threads", "torch", "gpu", "triton"]
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"] == "1"
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_info_works_and_the_rest_says_what_to_install(missing, monkeypatch, capsys):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr(sys, "argv", ["pyfast", "info"])
+    cli.main()
+    assert "kernels  " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["pyfast", "demo"])
+    with pytest.raises(SystemExit, match=r"pip install 'pyfast-kernels\[cli\]'"):
+        cli.main()
+
+
+@pytest.mark.parametrize("missing", ["sklearn", "safetensors"])
+def test_demo_without_its_packages_says_what_to_install(missing, monkeypatch):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    result = runner.invoke(cli.app(), ["demo"])
+    assert result.exit_code == 2
+    assert f"pyfast demo needs {missing}: pip install 'pyfast-kernels[demo]'" in result.output
+
+
+def test_unknown_section_is_refused_by_name():
+    result = runner.invoke(cli.app(), ["demo", "nothing"])
+    assert result.exit_code == 2
+    assert "section must be one of prune or all, got 'nothing'" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_demo_shows_collapse_averted(tmp_path):
+    picture, numbers = tmp_path / "demo.png", tmp_path / "demo.json"
+    result = runner.invoke(cli.app(), ["demo", "prune", "--quick", "--plot", str(picture), "--json", str(numbers)])
+    assert result.exit_code == 0, result.output
+    assert "masks equal the reference: yes" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    content = json.loads(numbers.read_text())["prune"]
+    assert content["dense_accuracy"] > 97
+    collapsed = [row for row in content["sparsities"] if row["plain"]["emptied"]]
+    assert all(row["plain"]["accuracy"] < 15 for row in collapsed)  # chance is 10
+    assert max(row["minimum"]["accuracy"] for row in collapsed) > 30
+    for row in content["sparsities"]:
+        assert not row["minimum"]["emptied"]
+        assert (
+            row["minimum"]["kept"] == row["plain"]["kept"] == round(content["weights"] * (1 - row["plain"]["sparsity"]))
+        )
+
+
+def test_demo_fails_when_a_mask_is_wrong(tmp_path, monkeypatch):
+    right = prune.global_magnitude_
+
+    def one_too_many(targets, amount, **options):
+        result = right(targets, amount, **options)
+        if isinstance(targets, torch.nn.Module):
+            with torch.no_grad():
+                targets.linear.weight[0, targets.linear.weight[0].abs().argmax()] = 0
+        return result
+
+    monkeypatch.setattr(prune, "global_magnitude_", one_too_many)
+    monkeypatch.setattr(demo, "SPARSITIES", (0.5,))
+    result = runner.invoke(cli.app(), ["demo", "prune", "--quick", "--plot", str(tmp_path / "demo.png")])
+    assert result.exit_code == 1
+    assert "masks equal the reference: NO" in result.output
+
+
+def test_shipped_weights_are_small_and_say_where_they_are_from():
+    safetensors = pytest.importorskip("safetensors")
+    path = resources.files("pyfast").joinpath("data/digits.safetensors")
+    assert 0 < len(path.read_bytes()) <= 2**20
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        about = file.metadata()
+    x, y, test_x, test_y = digits.images()
+    assert about["script"] == "benchmarks/train_digits.py"
+    net = digits.pretrained()
+    assert digits.accuracy(net, test_x, test_y) == pytest.approx(float(about["test accuracy"][:-1]), abs=0.21)
+    assert (len(x), len(y), len(test_x), len(test_y)) == (1297, 1297, 500, 500)
+
+
+def test_recalibration_takes_the_mean_over_the_images_and_nothing_else():
+    net = digits.pretrained()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x = digits.images()[0]
+    digits.recalibrate(net, x)
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
+    convolved = torch.stack([net.stem.convolution(part).mean((0, 2, 3)) for part in x.split(650)]).mean(0)
+    torch.testing.assert_close(net.stem.norm.running_mean, convolved)
+    assert not net.training
+    assert net.stem.norm.momentum == 0.1
+
+
+def test_training_is_repeatable():
+    x, y, _, _ = digits.images()
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        net = digits.network()
+        digits.train(net, x[:130], y[:130], epochs=1, rate=0.1, decay=0.02, seed=3)
+        nets.append(net)
+    first, second = (net.state_dict() for net in nets)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resnet50_has_its_published_size():
+    sizes = list(shapes.resnet50())
+    assert len(sizes) == 161
+    assert sum(torch.Size(s).numel() for s in sizes) == 25_557_032
+
+
+def test_importing_pyfast_imports_nothing_optional():
+    code = "import pyfast, pyfast.cli, sys; print([m for m in sys.argv[1:] if m in sys.modules])"
+    optional = ["typer", "rich", "triton", "numba", "matplotlib", "sklearn", "safetensors", "pyfast.demo"]
+    result = subprocess.run([sys.executable, "-c", code, *optional], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -17,7 +17,8 @@ namespace pyfast::prune {
 enum class DType { f64, f32, f16, bf16, e4m3, e5m2, i8 };
 
 template <DType>
-struct Format;  // Code: signed, which x86 compares directly; largest: the greatest code but NaN
+struct Format;  // Code: signed, which x86 compares directly; largest: the greatest code but NaN;
+                // zero_bits: how many last bits of every 31-bit key are zero, which a radix need not look at
 
 template <>
 struct Format<DType::f64> {
@@ -64,16 +65,10 @@ inline typename Format<D>::Code code_of(typename Format<D>::Code bits) {
         return static_cast<Code>(bits & std::numeric_limits<Code>::max());
 }
 
-// The number of trailing bits of every 31-bit key of this dtype that are zero: radix rounds on them are not needed.
-template <DType D>
-inline constexpr int zero_bits = Format<D>::zero_bits;
-
 template <class Key>
 inline constexpr Key last = std::is_same_v<Key, int32_t> ? Key(0x7fffffff) : Key(0x7fffffffffffffff);
 
 namespace detail {
-inline constexpr int32_t nan32 = 0x7fc00000;
-
 // The largest product is normal, so flush-to-zero cannot touch it.
 inline int32_t small(int32_t mantissa, float unit) {
     return std::bit_cast<int32_t>(static_cast<float>(mantissa) * unit);
@@ -83,7 +78,6 @@ template <DType D>
 inline int32_t narrow_key(typename Format<D>::Code code) {
     const auto c = static_cast<int32_t>(code);
     if constexpr (D == DType::i8) return small(c + 1, 1.0F);
-    if (code > Format<D>::largest) return nan32;
     if constexpr (D == DType::f32) return c;
     if constexpr (D == DType::bf16) return c << 16;
     if constexpr (D == DType::f16 || D == DType::e5m2) {
@@ -96,21 +90,34 @@ inline int32_t narrow_key(typename Format<D>::Code code) {
 }
 
 inline int64_t widen(int32_t key) {
-    if (key > 0x7f800000) return 0x7ff8000000000000;
     if (key == 0x7f800000) return 0x7ff0000000000000;
     if (key < 0x800000) return std::bit_cast<int64_t>(static_cast<double>(key) * 0x1p-149);
     return (int64_t{key} << 29) + (int64_t{1023 - 127} << 52);
 }
 }  // namespace detail
 
+// The key of a code that is not NaN.
 template <DType D, class Key>
-inline Key key_of(typename Format<D>::Code code) {
+inline Key number_key(typename Format<D>::Code code) {
     if constexpr (D == DType::f64)
-        return code > Format<D>::largest ? Key(0x7ff8000000000000) : Key(code);
+        return static_cast<Key>(code);
     else if constexpr (std::is_same_v<Key, int64_t>)
         return detail::widen(detail::narrow_key<D>(code));
     else
         return detail::narrow_key<D>(code);
+}
+
+template <DType D>
+inline bool is_nan(typename Format<D>::Code code) {
+    return D != DType::i8 && code > Format<D>::largest;
+}
+
+// All NaN have one key, above infinity, or that of zero.
+template <DType D, class Key, bool NanAsZero = false>
+inline Key key_of(typename Format<D>::Code code) {
+    constexpr Key nan = sizeof(Key) == 4 ? Key(0x7fc00000) : Key(0x7ff8000000000000);
+    if (is_nan<D>(code)) return NanAsZero ? Key(0) : nan;
+    return number_key<D, Key>(code);
 }
 
 // The greatest code whose key is below the bound; one less than the lowest code if there is none.

@@ -44,8 +44,8 @@ inline int64_t count_nan(const Weight& weight, int64_t w, int count) {
         constexpr DType D = decltype(tag)::value;
         using Code = typename Format<D>::Code;
         int64_t n = 0;
-        weight.walk<Code>(64 * w, count, [&n](int, const Code* p) { n += code_of<D>(*p) > Format<D>::largest; });
-        return D == DType::i8 ? 0 : n;
+        weight.walk<Code>(64 * w, count, [&n](int, const Code* p) { n += is_nan<D>(code_of<D>(*p)); });
+        return n;
     });
 }
 
@@ -95,9 +95,7 @@ void scan_candidates(const std::vector<Weight>& weights, const std::vector<Bound
                                         }
                                         for (; between; between &= between - 1) {
                                             const int j = std::countr_zero(between);
-                                            Key key = key_of<D, Key>(code_of<D>(x[j]));
-                                            if (NanAsZero && D != DType::i8 && code_of<D>(x[j]) > Format<D>::largest)
-                                                key = 0;
+                                            const Key key = key_of<D, Key, NanAsZero>(code_of<D>(x[j]));
                                             thread.candidates[thread.count++] = {
                                                 key, static_cast<uint32_t>(offset + 64 * w + j)};
                                         }

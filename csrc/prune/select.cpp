@@ -20,17 +20,14 @@ namespace {
 constexpr int64_t candidate_bytes = int64_t{12} << 20;
 constexpr int64_t group = 16;  // sampled weights that lie together: a cache line of floats
 
-enum Path { everything = 0, bracket = 1, radix = 2, histogram_then_bracket = 3 };
+enum Path { everything = 0, bracket = 1, radix = 2, histogram_then_bracket = 3, guess = 4 };
 
 template <class Key, bool NanAsZero>
 void append_keys(const Weight& weight, int64_t start, int count, std::vector<Key>& keys) {
     with_dtype(weight.dtype, [&](auto tag) {
         constexpr DType D = decltype(tag)::value;
-        weight.walk<typename Format<D>::Code>(start, count, [&keys](int, const auto* p) {
-            const auto c = code_of<D>(*p);
-            const bool nan = D != DType::i8 && c > Format<D>::largest;
-            keys.push_back(NanAsZero && nan ? Key(0) : key_of<D, Key>(c));
-        });
+        weight.walk<typename Format<D>::Code>(
+            start, count, [&keys](int, const auto* p) { keys.push_back(key_of<D, Key, NanAsZero>(code_of<D>(*p))); });
     });
 }
 
@@ -86,7 +83,7 @@ std::optional<Bounds<Key>> sampled_bounds(const std::vector<Weight>& weights, in
             for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
             if (few()) return bounds;
         }
-        if (bounds.low == bounds.high) break;  // all equal: no sample can part them
+        if (bounds.low == bounds.high) return bounds;  // many equal: no sample can part them
     }
     return std::nullopt;
 }
@@ -114,23 +111,29 @@ struct Selection {
         }
         int64_t forced = 0;
         for (const int64_t m : min_keep) forced += m;
-        const int64_t few = 8192;
-        Radix<Key> standing(weights, threads, min_keep, keep);
-        if (n <= few) {
-            path = everything;
-            if (from_candidates(std::vector<Bounds<Key>>(weights.size(), {0, last<Key>}), standing.standing,
-                                standing.room, false))
-                return;
-        } else if (forced == 0 && keep > 0) {
-            path = bracket;
-            const auto bounds = sampled_bounds<Key, NanAsZero>(weights, n, keep, room());
-            if (bounds &&
-                from_candidates(std::vector<Bounds<Key>>(weights.size(), *bounds), standing.standing, keep, true))
-                return;
+        if (n <= 8192) {
+            const Radix<Key> start = begin();
+            from_candidates(everywhere({0, last<Key>}), start.standing, start.room, false);
+            return;
         }
-        from_radix(standing);
+        if (forced == 0 && keep > 0) {
+            const auto bounds = sampled_bounds<Key, NanAsZero>(weights, n, keep, room());
+            if (bounds && bounds->low == bounds->high) {
+                path = guess;
+                Radix<Key> start = begin();
+                for (auto& s : start.standing) s.prefix = bounds->low;
+                start.prefix = bounds->low;
+                if (from_prefixes(start, 0)) return;
+            } else if (bounds) {
+                path = bracket;
+                if (from_candidates(everywhere(*bounds), begin().standing, keep, true)) return;
+            }
+        }
+        from_radix();
     }
 
+    Radix<Key> begin() { return Radix<Key>(weights, threads, min_keep, keep); }
+    std::vector<Bounds<Key>> everywhere(Bounds<Key> bounds) const { return {weights.size(), bounds}; }
     int64_t room() const { return threads[0].room * static_cast<int64_t>(threads.size()); }
 
     // False where the bounds do not hold the threshold or too much lies between them. `counted`: room counts from the
@@ -156,8 +159,9 @@ struct Selection {
         return true;
     }
 
-    void from_radix(Radix<Key>& state) {
+    void from_radix() {
         path = radix;
+        Radix<Key> state = begin();
         const auto rounds = digits<Key>(weights);
         for (size_t r = 0; r < rounds.size(); ++r) {
             ++passes;
@@ -175,8 +179,11 @@ struct Selection {
                 path = radix;
             }
         }
-        const int shift = rounds.back().shift;
-        const auto count = static_cast<int>(threads.size());
+        from_prefixes(state, rounds.back().shift);
+    }
+
+    // The prefixes are whole keys; ties remain. False where the global one, a guess, is not the threshold.
+    bool from_prefixes(Radix<Key>& state, int shift) {
         decision.rules.assign(weights.size(), {last<Key>, 0});
         decision.binds.assign(weights.size(), false);
         if (state.room > 0) decision.threshold = state.prefix << shift;
@@ -189,23 +196,27 @@ struct Selection {
         // First with every tie kept, to count them; then once more where some must go.
         const auto scan = [&](const std::vector<std::vector<int64_t>>& seen) {
             ++passes;
-            parallel(count,
+            parallel(static_cast<int>(threads.size()),
                      [&](int t) { scan_rules<Key, NanAsZero>(weights, decision.rules, seen[t], threads[t], bits); });
         };
         std::vector<std::vector<int64_t>> seen(threads.size());
         for (size_t t = 0; t < threads.size(); ++t) seen[t].assign(threads[t].parts.size(), 0);
         scan(seen);
         std::vector<int64_t> equal(weights.size(), 0);
-        int64_t pool = 0;
+        int64_t pool = 0, above = 0, left = state.room;
         for (size_t t = 0; t < threads.size(); ++t)
             for (size_t i = 0; i < threads[t].parts.size(); ++i) {
                 const int l = threads[t].parts[i].tensor;
                 seen[t][i] = equal[l];
                 equal[l] += threads[t].found[i].candidates;
+                above += threads[t].found[i].above;
             }
         for (size_t l = 0; l < weights.size(); ++l)
             if (!state.standing[l].alone) pool += equal[l] - state.standing[l].forced;
-        int64_t left = state.room;
+        if (path == guess) {
+            left -= above;
+            if (left < 1 || left > pool) return false;
+        }
         const bool split = left < pool;
         bool some = false;
         for (size_t l = 0; l < weights.size(); ++l) {
@@ -217,6 +228,7 @@ struct Selection {
             some = some || kept < equal[l];
         }
         if (some) scan(seen);
+        return true;
     }
 };
 

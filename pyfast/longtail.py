@@ -57,9 +57,10 @@ def loss(logits: Tensor, target: Tensor, prior: Tensor, tau: float = 1.0) -> Ten
         raise TypeError(f"prior must be on the device of logits, {logits.device}, got {prior.device}")
     if not -math.inf < tau < math.inf:
         raise ValueError(f"tau must be finite, got {tau}")
+    prior = prior.contiguous()  # before the logarithm, whose last bit depends on the layout
     wide = prior if prior.dtype in (torch.float32, torch.float64) else prior.float()
     bias = (tau * wide.log()).to(_wide(logits))
-    out, _ = _loss(logits.contiguous(), target.contiguous(), bias.contiguous())
+    out, _ = _loss(logits.contiguous(), target.contiguous(), bias)
     return out
 
 

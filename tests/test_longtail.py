@@ -26,7 +26,7 @@ def gradient(loss):
 
     def of(logits, target, prior, tau=1.0):
         logits, prior = logits.detach().requires_grad_(), prior.detach().requires_grad_()
-        weights = torch.linspace(-1, 1, len(logits), dtype=logits.dtype)
+        weights = torch.linspace(1, 2, len(logits), dtype=logits.dtype)
         return torch.autograd.grad(loss(logits, target, prior, tau), (logits, prior), weights)
 
     return of
@@ -185,10 +185,12 @@ def test_exports():
 
 @given(st.data(), st.integers(0, 9), st.integers(1, 9), st.sampled_from(DTYPES))
 @settings(deadline=None, max_examples=60)
-def test_any_strides(strided, check, data, n, c, dtype):
+def test_any_strides_give_the_same_bits(strided, data, n, c, dtype):
     args = [data.draw(strided(x)) for x in example(n, c, dtype)]
-    check(longtail.loss, reference.loss, *args)
-    check(gradient(longtail.loss), gradient(reference.loss), *args)
+    copies = [x.clone(memory_format=torch.contiguous_format) for x in args]
+    assert torch.equal(longtail.loss(*args), longtail.loss(*copies))
+    for got, want in zip(gradient(longtail.loss)(*args), gradient(longtail.loss)(*copies), strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

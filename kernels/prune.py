@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 TILE = 8192  # weights per program
-WARPS = 8
+WARPS = 16
 # Bits per round. Up to 3.8, tl.histogram is a ballot for every bin, so few bins win, then shared-memory atomics.
 WIDTH = 11 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
 RADIX = 3  # the table's word for this algorithm
@@ -104,16 +104,11 @@ def _threshold(prefix, low, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _pack(keep, TILE: tl.constexpr):
-    """64 truths to a word, the first in the lowest bit."""
-    bit = tl.reshape(keep, (TILE // 64, 64)).to(tl.int64) << tl.arange(0, 64)[None, :].to(tl.int64)
-    return tl.sum(bit, 1)
-
-
-@triton.jit
 def _write(bits, layout, l, start, size, keep, TILE: tl.constexpr):
+    """64 truths to a word, the first in the lowest bit."""
+    lane = tl.reshape(keep, (TILE // 64, 64)).to(tl.int64) << tl.arange(0, 64)[None, :].to(tl.int64)
     w = start // 64 + tl.arange(0, TILE // 64)
-    tl.store(bits + tl.load(layout + 3 * l + WORDS) + w, _pack(keep, TILE), mask=w < tl.cdiv(size, 64))
+    tl.store(bits + tl.load(layout + 3 * l + WORDS) + w, tl.sum(lane, 1), mask=w < tl.cdiv(size, 64))
 
 
 @triton.jit(do_not_specialize=["base", "above", "shift", "per_tensor", "nan_as_zero", "layers"])

@@ -83,7 +83,7 @@ def kernels(family):
 
 def unlisted(known, listed):
     """Kernels that are neither listed nor called, however deep, by one that is."""
-    todo, found = list(listed), set()
+    todo, found = [name for name in listed if name in known], set()
     while todo:
         name = todo.pop()
         if name not in found:
@@ -110,11 +110,12 @@ def measure(kernel, types, constants, warps, capability):
 
 
 def main(capability):
-    report = {"unlisted": [], "compiled": []}
+    report = {"unlisted": [], "missing": [], "compiled": []}
     for family in (info.name for info in pkgutil.iter_modules(pyfast.kernels.__path__)):
         known, listed = kernels(family), LAUNCHED.get(family, {})
         report["unlisted"] += [f"{family}.{name}" for name in unlisted(known, listed)]
-        for name, variants in listed.items():
+        report["missing"] += [f"{family}.{name}" for name in listed if name not in known]
+        for name, variants in ((n, v) for n, v in listed.items() if n in known):
             for types, constants, warps in variants:
                 resources = measure(known[name], types, constants, warps, capability)
                 report["compiled"].append(

@@ -7,3 +7,9 @@ import os
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["*"]
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning"
+    )  # Triton 3.6

@@ -41,7 +41,11 @@ def as_tuple(outputs):
 @pytest.mark.parametrize(("n", "c"), [(0, 3), (1, 1), (7, 5), (3, 4097)])
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_agrees_with_cpp(name, n, c, dtype):
-    """Against C++ in float64, Triton errs at most twice as much as C++ does in the same dtype."""
+    """Against C++ in float64, Triton errs at most twice as much as C++ does in the same dtype.
+
+    In float64 itself C++ is no truth, so both may round every term of a sum.
+    """
+    roundings = 4 + (c if dtype == torch.float64 else 0)
     inputs = example(name, n, c, dtype)
     truth = as_tuple(operator(name)(*(x.double() if x.is_floating_point() else x for x in inputs)))
     plain = as_tuple(operator(name)(*inputs))
@@ -49,5 +53,5 @@ def test_agrees_with_cpp(name, n, c, dtype):
     getattr(longtail, name)(*inputs, *outputs)
     for t, p, got in zip(truth, plain, outputs, strict=True):
         if got.numel():
-            allowed = 2 * (p - t).abs().max() + 4 * torch.finfo(got.dtype).eps * t.abs().max()
+            allowed = 2 * (p - t).abs().max() + roundings * torch.finfo(got.dtype).eps * t.abs().max()
             assert (got - t).abs().max() <= allowed

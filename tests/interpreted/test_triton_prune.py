@@ -91,10 +91,10 @@ def problems(draw):
     problems(),
     st.sampled_from(["first", "keep_all", "prune_all"]),
     st.booleans(),
-    st.sampled_from([64, 8192]),
+    st.sampled_from([64, 256]),
     st.sampled_from([8, 11]),
 )
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=35, suppress_health_check=[HealthCheck.too_slow])
 def test_matches_reference(problem, ties, nan_as_zero, tile, width):
     """Small tiles put many tiles in a tensor; both widths of digit must give the same bits."""
     with pytest.MonkeyPatch.context() as patch:
@@ -112,10 +112,10 @@ def test_every_key(monkeypatch, dtype):
         w = torch.arange(size).to(torch.uint8 if dtype.itemsize == 1 else torch.uint16).view(dtype)
     else:
         w = torch.tensor(hard(dtype), dtype=dtype)
-    for company in ([], [torch.randn(9)], [torch.randn(9, dtype=torch.float64)]):
-        key = reference.keys([w, *company])[0].unique()
-        for below in (key[len(key) // 3], key[-1]):  # one threshold among the numbers, one at the top
-            agree([w, *company], int((reference.keys([w, *company])[0] < below).sum()))
+    for company, part in ([], 3), ([torch.randn(9)], 2), ([torch.randn(9, dtype=torch.float64)], 1):
+        key = reference.keys([w, *company])
+        threshold = key[0].unique()[-1 - (part - 1) * len(key[0].unique()) // 4]  # the last is at the very top
+        agree([w, *company], int((key[0] < threshold).sum()))
 
 
 @pytest.mark.parametrize("extra", [0, 1])

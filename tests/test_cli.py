@@ -105,7 +105,8 @@ def test_shipped_weights_are_small_and_say_where_they_are_from():
     x, y, test_x, test_y = digits.images()
     assert about["script"] == "benchmarks/train_digits.py"
     net = digits.pretrained()
-    assert digits.accuracy(net, test_x, test_y) == pytest.approx(float(about["test accuracy"][:-1]), abs=0.21)
+    stated = float(about["test accuracy"][:-1])
+    assert digits.accuracy(net, test_x, test_y) == pytest.approx(stated, abs=0.21)  # one image, by another rounding
     assert (len(x), len(y), len(test_x), len(test_y)) == (1297, 1297, 500, 500)
 
 

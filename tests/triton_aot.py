@@ -44,7 +44,7 @@ FLOATS = ["*fp64", "*fp32", "*bf16", "*fp16"]
 def longtail(before, after):
     """Every float type: x is that of the tensors, w that of bias and norm."""
     types = [(x, "*fp64" if x == "*fp64" else "*fp32") for x in FLOATS]
-    return [(f"{before} *i64 {after} i32".replace("x", x).replace("w", w), {"BLOCK": 4096}, 4) for x, w in types]
+    return [(f"{before} *i64 {after} i32".replace("x", x).replace("w", w), {"BLOCK": 2048}, 4) for x, w in types]
 
 
 # Per kernel: the types of its arguments in order, its constants, and its warps, as launched.

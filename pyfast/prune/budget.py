@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 Amount = int | float
 MinKeep = int | float | str | Mapping[str, int | float | str]
@@ -78,12 +80,14 @@ def _per_layer(given: Any, default: Any, argument: str, names: tuple[str, ...], 
     return [given.get(name, default) for name in names]
 
 
-def _share(value: object, argument: str) -> Fraction:
+def _share(value: object, argument: str) -> "Fraction":
     """The decimal that was written, not the binary float nearest to it: 0.9 of 10 leaves one, not two."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{argument} must be between 0 and 1, got {value}")
+    from fractions import Fraction  # here, for it is a fifth of what importing this package takes
+
     return Fraction(str(value))
 
 

@@ -125,6 +125,8 @@ def global_magnitude_mask(
         TypeError: as ``global_magnitude_``.
         RuntimeError: if a target changes during the call.
 
+    Source: Gupta et al., 2022, https://arxiv.org/abs/2209.14624, section 3.
+
     Example:
         >>> import torch, pyfast
         >>> w = torch.tensor([0.5, -3.0, 2.0, -0.1])

@@ -68,7 +68,7 @@ def _curvature(v, grad, logits, target, bias, norm, dgrad, dlogits, c, BLOCK: tl
 def _launch(kernel, logits, *args):
     n, c = logits.shape
     if n:
-        kernel[(n,)](*args, c, BLOCK=min(triton.next_power_of_2(c), 4096))
+        kernel[(n,)](*args, c, BLOCK=min(triton.next_power_of_2(c), 2048))
 
 
 def loss(logits, target, bias, out, norm):

@@ -6,8 +6,8 @@ that ``torch.compile`` traces with. Where it has a derivative, ``save`` and ``ba
 ``torch.library.register_autograd``.
 
 Why not ``register_autograd`` itself: its operators cannot be called under ``torch.func``, and forward mode loses the
-tangent in silence. Here the autograd kernel is the same ``autograd.Function``, entered as PyTorch's own kernels are,
-one level of ``torch.func`` at a time; eager calls enter it directly and skip a trip through the dispatcher.
+tangent in silence. Here the autograd kernel is the same ``autograd.Function``, entered as PyTorch's kernels are, one
+level of ``torch.func`` at a time; eager calls enter it directly and skip a trip through the dispatcher.
 """
 
 import importlib

@@ -2,7 +2,8 @@
 
     python benchmarks/train_digits.py
 
-A few minutes on one thread. Everything is drawn from one seed: on one machine and torch, the file comes out the same.
+A few minutes on one thread. Everything is drawn from one seed: on one machine and torch, the weights come out the same
+to the bit (only the order of the notes in the header of the file may differ).
 """
 
 import argparse

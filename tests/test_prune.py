@@ -226,12 +226,11 @@ def test_a_sample_that_misleads_costs_only_time():
     # The sample is drawn at fixed places: fill those with large weights, so that the bracket lies far too high.
     n = 1 << 20
     w = torch.rand(n, generator=torch.Generator().manual_seed(0)) * 0.001
-    state, groups = 0x9E3779B97F4A7C15, 65536 // 16
+    groups, word = 65536 // 16, 2**64 - 1
     for g in range(groups):
-        state ^= state << 13 & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 7
-        state ^= state << 17 & 0xFFFFFFFFFFFFFFFF
-        at = (g * (n // groups) + state % (n // groups)) // 16 * 16
+        h = g * 0x9E3779B97F4A7C15 & word
+        h = (h ^ h >> 32) * 0xD6E8FEB86659FD93 & word
+        at = (g * (n // groups) + ((h >> 32) * (n // groups) >> 32)) // 16 * 16
         w[at : at + 16] += 1
     path, passes = agree([w], n * 9 // 10)[2:]
     assert path != BRACKET

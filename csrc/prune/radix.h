@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <tuple>
+#include <utility>
 
 #include "prune/scan.h"
 
@@ -58,6 +59,7 @@ void each_digit(const Weight& weight, const Part& part, Digit digit, Key prefix,
             return;
         }
         alignas(64) Code buffer[64];
+        alignas(64) uint16_t digits[64];
         for (int64_t w = part.begin; w < part.end; ++w) {
             const Code* x = weight.word<Code>(w, buffer);
             const int n = static_cast<int>(std::min<int64_t>(64, weight.size - 64 * w));
@@ -65,9 +67,13 @@ void each_digit(const Weight& weight, const Part& part, Digit digit, Key prefix,
                 for (int j = 0; j < n; ++j) f(key(x[j]) >> digit.shift, 0);
                 continue;
             }
+            // All digits before any use: mixing loads of weights with stores to bins costs four times as much.
+            const int shift = digit.shift;
+            for (int j = 0; j < 64; ++j)
+                digits[j] = static_cast<uint16_t>(number_key<D, Key>(code_of<D>(x[j])) >> shift);
             for (int j = 0; j < 64; j += 2) {
-                f(number_key<D, Key>(code_of<D>(x[j])) >> digit.shift, 0);
-                f(number_key<D, Key>(code_of<D>(x[j + 1])) >> digit.shift, 1);
+                f(digits[j], 0);
+                f(digits[j + 1], 1);
             }
         }
     });

@@ -6,6 +6,7 @@
 // pyfast/reference/prune.py.
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,68 +23,100 @@ constexpr int64_t group = 16;  // sampled weights that lie together: a cache lin
 
 enum Path { everything = 0, bracket = 1, radix = 2, histogram_then_bracket = 3, guess = 4 };
 
+// Sampled weights, by groups of neighbours; each list is one thread's.
+template <class Key>
+struct Sample {
+    struct List {
+        std::vector<Key> keys;
+        std::vector<int> sizes;  // of the groups
+    };
+    std::vector<List> lists;
+    int64_t size = 0;
+
+    Key nth_largest(int64_t n) const {
+        return prune::nth_largest<Key>(static_cast<int>(lists.size()), Bounds<Key>{0, last<Key>}, n,
+                                       [this](int list, auto&& f) {
+                                           for (const Key k : lists[list].keys) f(k);
+                                       });
+    }
+};
+
+// One group from every one of `groups` even strata of the n weights, at places that a hash of the stratum gives.
 template <class Key, bool NanAsZero>
-void append_keys(const Weight& weight, int64_t start, int count, std::vector<Key>& keys) {
-    with_dtype(weight.dtype, [&](auto tag) {
-        constexpr DType D = decltype(tag)::value;
-        weight.walk<typename Format<D>::Code>(
-            start, count, [&keys](int, const auto* p) { keys.push_back(key_of<D, Key, NanAsZero>(code_of<D>(*p))); });
+Sample<Key> draw(const std::vector<Weight>& weights, int64_t n, int64_t groups, int threads) {
+    std::vector<int64_t> ends;
+    int64_t end = 0;
+    for (const auto& w : weights) ends.push_back(end += w.size);
+    Sample<Key> sample;
+    sample.lists.resize(threads);
+    parallel(threads, [&](int t) {
+        auto& [keys, sizes] = sample.lists[t];
+        const int64_t first = groups * t / threads, stop = groups * (t + 1) / threads, stratum = n / groups;
+        keys.reserve((stop - first) * group);
+        sizes.reserve(stop - first);
+        for (int64_t g = first; g < stop; ++g) {
+            uint64_t hash = static_cast<uint64_t>(g) * 0x9E3779B97F4A7C15;
+            hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93;
+            const int64_t i = g * stratum + static_cast<int64_t>((hash >> 32) * static_cast<uint64_t>(stratum) >> 32);
+            const auto tensor = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+            const Weight& weight = weights[tensor];
+            const int64_t begin = (i - (ends[tensor] - weight.size)) / group * group;
+            const int count = static_cast<int>(std::min(group, weight.size - begin));
+            with_dtype(weight.dtype, [&](auto tag) {
+                constexpr DType D = decltype(tag)::value;
+                weight.walk<typename Format<D>::Code>(begin, count, [&keys](int, const auto* p) {
+                    keys.push_back(key_of<D, Key, NanAsZero>(code_of<D>(*p)));
+                });
+            });
+            sizes.push_back(count);
+        }
     });
+    for (const auto& list : sample.lists) sample.size += static_cast<int64_t>(list.keys.size());
+    return sample;
 }
 
-// Bounds that very probably hold the keep-th largest of n weights, few enough to list, from a sample in even strata.
+// Bounds that very probably hold the keep-th largest of n weights, few enough to list. Equal ones: a likely threshold.
 template <class Key, bool NanAsZero>
-std::optional<Bounds<Key>> sampled_bounds(const std::vector<Weight>& weights, int64_t n, int64_t keep, int64_t room) {
-    constexpr double deviations = 4.5;
+std::optional<Bounds<Key>> sampled_bounds(const std::vector<Weight>& weights, int64_t n, int64_t keep, int64_t room,
+                                          int threads) {
+    constexpr double deviations = 4;
     const double q = static_cast<double>(keep) / static_cast<double>(n);
     // So many that the bounds, some deviations to each side, hold a third of the room; more where many are equal.
     const double share = static_cast<double>(room) / static_cast<double>(n) / 3;
-    const double enough = q * (1 - q) * std::pow(2 * deviations / share, 2);
-    for (double size = std::max(enough, 65536.0); size < 32 * std::max(enough, 65536.0); size *= 16) {
+    const double enough = std::max(q * (1 - q) * std::pow(2 * deviations / share, 2), 65536.0);
+    for (const double size : {enough, 16 * enough}) {
         const int64_t groups = std::clamp<int64_t>(static_cast<int64_t>(size), group, n / 8) / group;
-        const int64_t stratum = n / groups;
-        std::vector<Key> sample;
-        sample.reserve(groups * group);
-        std::vector<int32_t> end{0};  // where each group ends in the sample
-        uint64_t state = 0x9E3779B97F4A7C15;
-        size_t tensor = 0;
-        int64_t begin = 0;
-        for (int64_t g = 0; g < groups; ++g) {
-            state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-            const int64_t i = g * stratum + static_cast<int64_t>(state % stratum);
-            while (begin + weights[tensor].size <= i) begin += weights[tensor++].size;
-            const int64_t from = (i - begin) / group * group, to = std::min(from + group, weights[tensor].size);
-            append_keys<Key, NanAsZero>(weights[tensor], from, static_cast<int>(to - from), sample);
-            end.push_back(static_cast<int32_t>(sample.size()));
-        }
-        const auto s = static_cast<int64_t>(sample.size());
-        const int64_t rank = std::clamp<int64_t>(std::llround(q * static_cast<double>(s)), 1, s);
-        const Key middle = nth_largest(sample, rank);
+        const Sample<Key> sample = draw<Key, NanAsZero>(weights, n, groups, size < 32768 ? 1 : threads);
+        const int64_t s = sample.size, rank = std::clamp<int64_t>(std::llround(q * static_cast<double>(s)), 1, s);
+        const Key middle = sample.nth_largest(rank);
         // Neighbours are alike and so are near strata: the error of the count is that of successive differences.
-        double squares = 0, before = 0;
-        for (int64_t g = 0; g < groups; ++g) {
-            double excess = -q * (end[g + 1] - end[g]);
-            for (int32_t j = end[g]; j < end[g + 1]; ++j) excess += sample[j] > middle;
-            if (g > 0) squares += (excess - before) * (excess - before) / 2;
-            before = excess;
+        double squares = 0;
+        for (const auto& [keys, sizes] : sample.lists) {
+            double before = 0;
+            const Key* k = keys.data();
+            for (size_t g = 0; g < sizes.size(); ++g) {
+                double excess = -q * sizes[g];
+                for (int j = 0; j < sizes[g]; ++j) excess += *k++ > middle;
+                if (g > 0) squares += (excess - before) * (excess - before) / 2;
+                before = excess;
+            }
         }
         const auto margin = static_cast<int64_t>(deviations * std::sqrt(squares)) + 4;
         Bounds<Key> bounds{0, last<Key>};
-        if (rank + margin <= s) bounds.low = nth_largest(sample, rank + margin);
-        if (rank - margin >= 1) bounds.high = nth_largest(sample, rank - margin);
-        int64_t inside = 0;
-        for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
+        if (rank + margin <= s) bounds.low = sample.nth_largest(rank + margin);
+        if (rank - margin >= 1) bounds.high = sample.nth_largest(rank - margin);
+        if (bounds.low == bounds.high) return bounds;
         const auto few = [&] {
+            int64_t inside = 0;
+            for (const auto& list : sample.lists)
+                for (const Key k : list.keys) inside += bounds.low <= k && k <= bounds.high;
             return static_cast<double>(inside) * static_cast<double>(n) < 0.8 * static_cast<double>(room * s);
         };
         if (few()) return bounds;
         if (bounds.low == 0 && middle > 0) {  // pruned before: the zeros go, if the others are enough
             bounds.low = 1;
-            inside = 0;
-            for (const Key k : sample) inside += bounds.low <= k && k <= bounds.high;
             if (few()) return bounds;
         }
-        if (bounds.low == bounds.high) return bounds;  // many equal: no sample can part them
     }
     return std::nullopt;
 }
@@ -117,7 +150,8 @@ struct Selection {
             return;
         }
         if (forced == 0 && keep > 0) {
-            const auto bounds = sampled_bounds<Key, NanAsZero>(weights, n, keep, room());
+            const auto bounds =
+                sampled_bounds<Key, NanAsZero>(weights, n, keep, room(), static_cast<int>(threads.size()));
             if (bounds && bounds->low == bounds->high) {
                 path = guess;
                 Radix<Key> start = begin();
@@ -154,8 +188,12 @@ struct Selection {
             room -= above;
             if (room < 1 || room > inside) return false;
         }
-        decision = decide(weights, threads, standing, room, ties);
-        clear_dropped(threads, decision.rules, bits);
+        const auto lower = [](const auto& a, const auto& b) { return a.low < b.low; };
+        const auto higher = [](const auto& a, const auto& b) { return a.high < b.high; };
+        decision = settle(weights, threads, standing,
+                          {std::min_element(bounds.begin(), bounds.end(), lower)->low,
+                           std::max_element(bounds.begin(), bounds.end(), higher)->high},
+                          room, ties, bits);
         return true;
     }
 
@@ -223,7 +261,7 @@ struct Selection {
             const auto& s = state.standing[l];
             if (s.closed) continue;
             int64_t kept = ties == Ties::keep_all ? equal[l] : s.forced;
-            if (!s.alone) kept = ties_kept<Key>(equal[l], s.forced, left, split, ties);
+            if (!s.alone) kept = ties_kept(equal[l], s.forced, left, split, ties);
             decision.rules[l].ties = kept;
             some = some || kept < equal[l];
         }
@@ -244,10 +282,16 @@ void select_as(const std::vector<Weight>& weights, int64_t prune, const std::vec
     for (const auto& thread : selection.threads)
         for (size_t i = 0; i < thread.parts.size(); ++i) table.row(thread.parts[i].tensor)[3] += thread.found[i].nan;
     // Counted from the mask itself, so that the report cannot disagree with it.
-    for (const auto& thread : selection.threads)
-        for (const Part& p : thread.parts)
-            for (int64_t w = p.bit; w < p.bit + p.end - p.begin; ++w)
-                table.row(p.tensor)[0] += std::popcount(static_cast<uint64_t>(bits[w]));
+    std::vector<std::vector<int64_t>> kept(selection.threads.size());
+    parallel(static_cast<int>(kept.size()), [&](int t) {
+        for (const Part& p : selection.threads[t].parts) {
+            const auto* words = selection.bits + p.bit;
+            kept[t].push_back(std::transform_reduce(words, words + (p.end - p.begin), int64_t{0}, std::plus<>(),
+                                                    [](uint64_t w) { return std::popcount(w); }));
+        }
+    });
+    for (size_t t = 0; t < kept.size(); ++t)
+        for (size_t i = 0; i < kept[t].size(); ++i) table.row(selection.threads[t].parts[i].tensor)[0] += kept[t][i];
     int64_t* total = table.row(rows);
     for (int64_t l = 0; l < rows; ++l) {
         int64_t* row = table.row(l);

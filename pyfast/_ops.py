@@ -135,14 +135,14 @@ def define(
             return op(*inputs)
 
     def autograd_in_place(_: Any, *inputs: Any) -> Any:
-        changed = tree_leaves([inputs[i] for i in mutated])
+        changed = _flatten([inputs[i] for i in mutated])
         if torch.is_grad_enabled() and any(x.requires_grad and not x.is_leaf for x in changed):
             no_derivative()
         with _below_autograd():
             return op(*inputs)
 
     def bump_versions(_: Any, *inputs: Any) -> Any:
-        changed = tree_leaves([inputs[i] for i in mutated])
+        changed = _flatten([inputs[i] for i in mutated])
         torch.autograd.graph.increment_version([x for x in changed if not x.is_inference()])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op(*inputs)

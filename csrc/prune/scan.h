@@ -56,8 +56,12 @@ void each_word(const Weight& weight, const Part& part, Bounds<Key> bounds, Found
     const Code low = code_below<D, Key>(bounds.low);
     const Code high = bounds.high == last<Key> ? std::numeric_limits<Code>::max() : code_below<D, Key>(bounds.high + 1);
     alignas(64) Code buffer[64];
+    constexpr int64_t ahead =
+        2048 / sizeof(Code);  // the processor alone looks too little ahead of mispredicted branches
     for (int64_t w = part.begin; w < part.end; ++w) {
         const Code* x = weight.word<Code>(w, buffer);
+        if (weight.contiguous)
+            for (size_t line = 0; line < sizeof(Code); ++line) __builtin_prefetch(x + ahead + line * 64 / sizeof(Code));
         auto [above_low, above_high, nan] = compare<D, NanAsZero>(x, low, high);
         const uint64_t valid = weight.valid(w);
         above_low &= valid;

@@ -37,6 +37,8 @@ def minima(
 ) -> tuple[list[int], list[int]]:
     """Least numbers to keep, per layer: by both arguments together, and by ``max_sparsity`` alone."""
     total = sum(sizes)
+    if type(min_keep) is int and min_keep >= 0 and max_sparsity is None:  # the usual case, with many layers, in no time
+        return [min(min_keep, n) for n in sizes], [0] * len(sizes)
     wanted = _per_layer(min_keep, 0, "min_keep", names, tied)
     caps = [0] * len(sizes)
     if max_sparsity is not None:

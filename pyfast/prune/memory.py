@@ -38,7 +38,7 @@ class Found:
 
     def versions(self) -> list[int]:
         """What autograd counts changes by."""
-        return [0 if t.is_inference() else t._version for t in self.tensors]
+        return [0 if t.is_inference() else t._version for t in self.tensors]  # inference tensors have none
 
     def check_versions(self, before: list[int]) -> None:
         """Raise RuntimeError if a tensor was changed since."""

@@ -49,8 +49,8 @@ def parameters(module: nn.Module) -> list[tuple[nn.Module, str, str, nn.Paramete
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether nothing can be wrong with a tensor of a good type and dtype: most need no closer look."""
-    dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_neg())
+    """Whether nothing can be wrong with a tensor of a plain type: most need no closer look."""
+    dense = tensor.dtype in _DTYPES and tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_neg())
     return dense and tensor.device.type in ("cpu", "cuda") and not getattr(tensor, "_is_flat_param", False)
 
 
@@ -60,7 +60,7 @@ def check(name: str, tensor: object) -> None:
     def refuse(rule: str, got: object) -> NoReturn:
         raise TypeError(f"targets must {rule}, got {got} for {name!r}")
 
-    if type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _DTYPES and _plain(tensor):
+    if type(tensor) in (Tensor, nn.Parameter) and isinstance(tensor, Tensor) and _plain(tensor):
         return
     if isinstance(tensor, tuple) and len(tensor) == 2 and isinstance(tensor[0], nn.Module):
         refuse("be tensors, not (module, name) pairs: pass the model itself, or [m.weight for m, _ in pairs]", "a pair")

@@ -1,7 +1,7 @@
 """The finding of the Global Magnitude Pruning paper, in small.
 
-The paper claims that one threshold for the whole network rivals more elaborate rules, and that a minimum per layer saves
-networks without shortcuts from collapse at high sparsity.
+The paper claims that one threshold for the whole network rivals more elaborate rules, and that a minimum per layer
+saves networks without shortcuts from collapse at high sparsity.
 
     python benchmarks/paper_prune.py            three seeds, minutes
     python benchmarks/paper_prune.py --quick    one seed, one epoch, seconds

@@ -18,6 +18,9 @@ constexpr int64_t page = 8 * block;  // classes under one peak, small enough to 
 constexpr int64_t span = 32 * page;  // classes that are one thread's work when a row is long
 
 void check_target(Tensor<const int64_t> target, int64_t n, int64_t c) {
+    if (target.size(0) != n)
+        throw std::invalid_argument("target must hold " + std::to_string(n) + " classes, got " +
+                                    std::to_string(target.size(0)));
     for (int64_t i = 0; i < n; ++i)
         if (target[i] < 0 || target[i] >= c)
             throw py::index_error("target[" + std::to_string(i) + "] must be in [0, " + std::to_string(c) + "), got " +
@@ -26,6 +29,9 @@ void check_target(Tensor<const int64_t> target, int64_t n, int64_t c) {
 
 template <class A>
 void check_bias(Tensor<const A> bias, int64_t c) {
+    if (bias.size(0) != c)
+        throw std::invalid_argument("bias must hold " + std::to_string(c) + " classes, got " +
+                                    std::to_string(bias.size(0)));
     for (int64_t j = 0; j < c; ++j)
         if (!std::isfinite(bias[j]))
             throw py::value_error("prior[" + std::to_string(j) + "] must be positive and finite, got tau * log(prior[" +

@@ -1,5 +1,7 @@
 """The kernels of pruning against the stable sort: which weights stay is a matter of bits, never of tolerance."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -292,6 +294,75 @@ def test_more_than_two_to_the_31_weights():
     assert bits[-1] == 3 << ((n - 3) % 64)
     operators.apply([w], bits)
     assert torch.count_nonzero(w) == 66
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda w: operators.select(w, 201, [], "first", False),
+            "prune must lie between 0 and .*, got 201",
+        ),
+        (lambda w: operators.select(w, -5, [], "first", False), "prune must lie between 0 and .*, got -5"),
+        (
+            lambda w: operators.select(w, 50, [1], "first", False),
+            "min_keep must be empty or hold a number for",
+        ),
+        (
+            lambda w: operators.select(w, 50, [101, 0], "first", False),
+            r"min_keep\[0\] must lie between .*, got 101",
+        ),
+        (
+            lambda w: operators.select(w, 50, [0, -7], "first", False),
+            r"min_keep\[1\] must lie between .*, got -7",
+        ),
+        (lambda w: operators.select(w, 150, [30, 30], "first", False), "min_keep must sum to at most the 50 weights"),
+        (lambda w: operators.select(w, 50, [], "bogus", False), "ties must be first, keep_all or prune_all, got bogus"),
+        (lambda w: operators.apply(w, torch.zeros(1, dtype=torch.int64)), "bits must hold 4 words, got 1"),
+    ],
+)
+def test_the_raw_operators_read_nothing_out_of_bounds(call, message):
+    with pytest.raises(ValueError, match=message):
+        call([torch.ones(100), torch.ones(100)])
+
+
+def test_weights_that_change_during_the_call_do_no_harm():
+    weights = [torch.randn(4000) for _ in range(4)]
+    stop = threading.Event()
+
+    def disturb():
+        while not stop.is_set():
+            for w in weights:
+                w.fill_(3)
+                w.normal_()
+                w.zero_()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(500):
+            bits, _ = operators.select(weights, 8000, [500] * 4, "first", False)
+            unpack(bits, weights)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_more_than_two_to_the_32_weights_on_one_thread():
+    n = 2**32 + 2**26  # beyond what 32 bits count from a thread's first weight
+    w = torch.zeros(n, dtype=torch.int8)
+    w[:4000], w[-4000:-2000], w[-2000:] = 5, 7, 5
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        bits, table = operators.select([w], n - 5000, [], "first", False)
+    finally:
+        torch.set_num_threads(before)
+    assert table[-1, 0] == 5000
+    (kept,) = np.unpackbits(bits[:100].numpy().view(np.uint8), bitorder="little").nonzero()
+    assert kept.tolist() == list(range(3000))
+    (kept,) = np.unpackbits(bits[-100:].numpy().view(np.uint8), bitorder="little").nonzero()
+    assert (n // 64 * 64 - 6400 + kept).tolist() == list(range(n - 4000, n - 2000))
 
 
 def test_operator_contract():

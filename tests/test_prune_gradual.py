@@ -1,6 +1,7 @@
 import copy
 import io
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -312,3 +313,25 @@ def test_a_pruner_may_be_fed_numpy_and_generators():
         pruner.step()
     assert pruner.result.pruned == 10
     assert prune.global_magnitude_mask(model.parameters(), 10).mask == pruner.mask
+
+
+def test_a_changed_shape_is_refused():
+    model = torch.nn.Linear(10, 10)
+    pruner = prune.GradualPruner(model, 0.5, end=4)
+    pruner.step()
+    model.weight.data = torch.ones(400, 400)
+    with pytest.raises(RuntimeError, match=r"targets must keep their shapes, got \(400, 400\) for 'weight'"):
+        pruner.step()
+
+
+def test_pickles_and_prints():
+    pruner = prune.GradualPruner(torch.nn.Linear(10, 10), 0.5, end=4, every=2)
+    assert repr(pruner) == "GradualPruner(50 of 100 weights, from step 0 to 4, every 2, cubic; step 0)"
+    pruner.step()
+    again = pickle.loads(pickle.dumps(pruner))
+    assert again.mask == pruner.mask
+
+
+def test_a_state_without_its_parts_is_refused():
+    with pytest.raises(ValueError, match="state must come from state_dict"):
+        prune.GradualPruner(torch.nn.Linear(10, 10), 0.5, end=4).load_state_dict({})

@@ -204,7 +204,12 @@ def test_contents_are_checked(tmp_path):
     bits = torch.tensor([-1, 63])
 
     def written(bits=bits, names=("a",), shapes=((70,),), **other):
-        about = {"format": "pyfast.prune.BitMask", "names": json.dumps(names), "shapes": json.dumps(shapes)} | other
+        names = names if isinstance(names, str) else json.dumps(names)
+        about = {
+            "format": "pyfast.prune.BitMask",
+            "names": names,
+            "shapes": shapes if isinstance(shapes, str) else json.dumps(shapes),
+        } | other
         save_file({"bits": bits}, path, about)
         return BitMask.load(path)
 
@@ -215,9 +220,13 @@ def test_contents_are_checked(tmp_path):
         r"bits must be an int64 tensor, got torch.int32": {"bits": bits.int()},
         r"names must be 1 different ones": {"names": ("a", "b")},
         r"names must be strings": {"names": (1,)},
-        r"shapes lists of sizes": {"shapes": ((-70,),)},
+        r"none negative": {"shapes": ((-70,),)},
+        r"at most 64 sizes": {"shapes": ((1,) * 65,)},
+        r"fewer than 2\^63": {"shapes": ((0, 2**63),)},
+        r"names and shapes must be lists": {"shapes": "{}"},
+        r"recursion": {"names": "[" * 200_000},
         r"is damaged": {"shapes": "{"},
-        r"'int' object is not iterable": {"shapes": (70,)},
+        r"shapes must be lists": {"shapes": (70,)},
     }
     for message, change in wrong.items():
         with pytest.raises(ValueError, match=message):

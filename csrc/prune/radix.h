@@ -205,7 +205,8 @@ struct Radix {
     }
 
     void settle_few(int l, std::vector<Key>& bins, std::vector<uint64_t>& pool) {
-        const auto& s = standing[l];
+        auto& s = standing[l];
+        s.forced = std::min<int64_t>(s.forced, bins.size());  // fewer only if another thread writes to the weights
         if (s.forced > 0) {
             std::nth_element(bins.begin(), bins.begin() + (s.forced - 1), bins.end(), std::greater<Key>());
             own[l] = {bins[s.forced - 1], s.forced, 0};

@@ -9,7 +9,8 @@
 
 namespace pyfast::prune {
 
-// Between the bounds of its tensor: a weight that may or may not be kept. `bit` counts from the thread's first.
+// Between the bounds of its tensor: a weight that may or may not be kept. `bit` counts from the part's first,
+// whose length 32 bits hold.
 template <class Key>
 struct Candidate {
     Key key;
@@ -35,8 +36,6 @@ struct Thread {
     std::unique_ptr<Candidate<Key>[]> candidates;
     int64_t count = 0, room = 0;
     bool overflowed = false;
-
-    int64_t first_bit() const { return parts.empty() ? 0 : 64 * parts.front().bit; }
 };
 
 inline int64_t count_nan(const Weight& weight, int64_t w, int count) {
@@ -88,7 +87,6 @@ void scan_candidates(const std::vector<Weight>& weights, const std::vector<Bound
             Found& found = thread.found[i];
             const int64_t before = thread.count;
             uint64_t* out = bits + part.bit - part.begin;
-            const int64_t offset = 64 * (part.bit - part.begin) - thread.first_bit();
             each_word<D, NanAsZero>(weight, part, bounds[part.tensor], found,
                                     [&](int64_t w, uint64_t above_low, uint64_t above_high, const Code* x) {
                                         out[w] = above_low;
@@ -101,7 +99,7 @@ void scan_candidates(const std::vector<Weight>& weights, const std::vector<Bound
                                             const int j = std::countr_zero(between);
                                             const Key key = key_of<D, Key, NanAsZero>(code_of<D>(x[j]));
                                             thread.candidates[thread.count++] = {
-                                                key, static_cast<uint32_t>(offset + 64 * w + j)};
+                                                key, static_cast<uint32_t>(64 * (w - part.begin) + j)};
                                         }
                                     });
             found.candidates = thread.count - before;

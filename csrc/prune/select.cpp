@@ -304,9 +304,41 @@ void select_as(const std::vector<Weight>& weights, int64_t prune, const std::vec
     total[3] = selection.passes;
 }
 
+void require(bool good, const std::string& rule) {
+    if (!good) throw std::invalid_argument(rule);
+}
+
+void check_bits(const std::vector<Weight>& weights, int64_t got) {
+    int64_t words = 0;
+    for (const auto& w : weights) words += w.words();
+    require(words == got, "bits must hold " + std::to_string(words) + " words, got " + std::to_string(got));
+}
+
+void check_counts(const std::vector<Weight>& weights, int64_t prune, const std::vector<int64_t>& min_keep) {
+    int64_t n = 0, forced = 0;
+    for (const auto& w : weights) n += w.size;
+    require(0 <= prune && prune <= n,
+            "prune must lie between 0 and the " + std::to_string(n) + " weights, got " + std::to_string(prune));
+    require(min_keep.empty() || min_keep.size() == weights.size(),
+            "min_keep must be empty or hold a number for each of " + std::to_string(weights.size()) + " weights, got " +
+                std::to_string(min_keep.size()));
+    for (size_t l = 0; l < min_keep.size(); ++l) {
+        require(0 <= min_keep[l] && min_keep[l] <= weights[l].size,
+                "min_keep[" + std::to_string(l) + "] must lie between 0 and " + std::to_string(weights[l].size) +
+                    ", got " + std::to_string(min_keep[l]));
+        forced += min_keep[l];
+    }
+    require(forced <= n - prune, "min_keep must sum to at most the " + std::to_string(n - prune) +
+                                     " weights that are kept, got " + std::to_string(forced));
+}
+
 // weights: any dtypes and strides -> bits (words,), table (tensors + 1, 4)
 void select(const std::vector<Weight>& weights, int64_t prune, const std::vector<int64_t>& min_keep,
             const std::string& ties, bool nan_as_zero, Tensor<int64_t> bits, Tensor<int64_t> table) {
+    check_counts(weights, prune, min_keep);
+    check_bits(weights, bits.size(0));
+    require(ties == "first" || ties == "keep_all" || ties == "prune_all",
+            "ties must be first, keep_all or prune_all, got " + ties);
     const Ties rule = ties == "keep_all" ? Ties::keep_all : ties == "prune_all" ? Ties::prune_all : Ties::first;
     const bool wide =
         std::any_of(weights.begin(), weights.end(), [](const Weight& w) { return w.dtype == DType::f64; });
@@ -356,6 +388,7 @@ void apply_part(const Weight& weight, const Part& part, const uint64_t* bits) {
 
 // weights, in place; bits (words,)
 void apply(const std::vector<Weight>& weights, Tensor<const int64_t> bits) {
+    check_bits(weights, bits.size(0));
     const int threads = threads_for(weights);
     const auto parts = divide(weights, threads);
     const auto* mask = reinterpret_cast<const uint64_t*>(bits.data);

@@ -12,9 +12,21 @@ enum class Ties { first, keep_all, prune_all };
 template <class Key, class Each>
 Key nth_largest(int lists, Bounds<Key> bounds, int64_t n, Each&& each) {
     constexpr int bins = 2048;
+    constexpr int64_t few = 4096;
+    int64_t inside = few + 1;  // at least: not counted yet
     std::vector<uint32_t> counts;
     while (bounds.low < bounds.high) {
         const auto [low, high] = bounds;
+        if (inside <= few) {
+            std::vector<Key> keys;
+            for (int list = 0; list < lists; ++list)
+                each(list, [&keys, low = low, high = high](Key k) {
+                    if (k >= low && k <= high) keys.push_back(k);
+                });
+            if (n > static_cast<int64_t>(keys.size())) return low;  // they change under our hands
+            std::nth_element(keys.begin(), keys.begin() + (n - 1), keys.end(), std::greater<Key>());
+            return keys[n - 1];
+        }
         const int shift = std::max(0, static_cast<int>(std::bit_width(static_cast<uint64_t>(high - low))) - 11);
         counts.assign(static_cast<size_t>(bins) * lists, 0);
         parallel(lists, [&](int list) {
@@ -27,6 +39,7 @@ Key nth_largest(int lists, Bounds<Key> bounds, int64_t n, Each&& each) {
             for (int b = 0; b < bins; ++b) counts[b] += counts[list * bins + b];
         const auto [bin, rank] = nth_from_top(counts.data(), bins, n);
         n = rank;
+        inside = counts[bin];
         const Key begin = low + (static_cast<Key>(bin) << shift);
         bounds = {begin, std::min<Key>(high, begin + ((Key(1) << shift) - 1))};
     }
@@ -140,12 +153,13 @@ Decision<Key> settle(const std::vector<Weight>& weights, const std::vector<Threa
     parallel(lists, [&](int t) {
         each_part(threads[t], [&](size_t i, const Candidate<Key>* c, int64_t count) {
             const Rule<Key> rule = result.rules[threads[t].parts[i].tensor];
+            const int64_t first = 64 * threads[t].parts[i].bit;
             int64_t before = seen[t][i];
             for (int64_t k = 0; k < count; ++k) {
                 const bool tie = c[k].key == rule.key;
                 const bool drop = c[k].key < rule.key || (tie && before >= rule.ties);
                 before += tie;
-                const int64_t bit = threads[t].first_bit() + c[k].bit;
+                const int64_t bit = first + c[k].bit;
                 bits[bit / 64] &= ~(static_cast<uint64_t>(drop) << (bit % 64));
             }
         });

@@ -77,7 +77,7 @@ struct Part {
     int64_t begin, end, bit;
 };
 
-// The parts of every thread, in the order of the weights. No part has 2^31 weights or more, so 32 bits count them.
+// The parts of every thread, in the order of the weights. No part has more than 2^30, so 32 bits count them.
 inline std::vector<std::vector<Part>> divide(const std::vector<Weight>& weights, int threads) {
     int64_t total = 0;
     for (const auto& w : weights) total += w.words();

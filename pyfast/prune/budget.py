@@ -78,16 +78,20 @@ def _per_layer(given: Any, default: Any, argument: str, names: tuple[str, ...], 
                 f"{argument} must name layers that count, got {name!r}, which is counted as {tied[name]!r}"
             )
         if name not in names:
-            raise ValueError(f"{argument} must name layers in the targets, got {name!r}")
+            raise ValueError(f"{argument} must name layers in the targets ({_some(names)}), got {name!r}")
     return [given.get(name, default) for name in names]
 
 
-def _share(value: object, argument: str) -> "Fraction":
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+
+
+def _share(value: object, argument: str, most: int = 1) -> "Fraction":
     """The decimal that was written, not the binary float nearest to it: 0.9 of 10 leaves one, not two."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"{argument} must be between 0 and 1, got {value}")
+    if not 0 <= float(value) <= most:
+        raise ValueError(f"{argument} must be between 0 and {most}, got {value}")
     from fractions import Fraction  # here, for it is a fifth of what importing this package takes
 
     return Fraction(str(value))
@@ -101,7 +105,7 @@ def _least(value: object, size: int, total: int) -> int:
             percent = math.nan
         if not 0 <= percent <= 100:
             raise ValueError(f"min_keep must be a percentage such as '0.2%' when it is a string, got {value!r}")
-        return min(int(total * percent / 100), size)
+        return min(int(total * _share(percent, "min_keep", 100) / 100), size)
     if isinstance(value, Integral) and not isinstance(value, bool):
         if value < 0:
             raise ValueError(f"min_keep must not be negative, got {value}")

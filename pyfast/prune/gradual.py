@@ -19,11 +19,20 @@ from pyfast.prune.targets import Filter, Targets, find
 
 Schedule = Literal["cubic", "linear", "one_shot"] | Callable[[float], float]
 
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cubic": lambda progress: 1 - (1 - progress) ** 3,
-    "linear": lambda progress: progress,
-    "one_shot": lambda progress: 1.0,
-}
+
+def _cubic(progress: float) -> float:
+    return 1 - (1 - progress) ** 3
+
+
+def _linear(progress: float) -> float:
+    return progress
+
+
+def _one_shot(progress: float) -> float:
+    return 1.0
+
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {"cubic": _cubic, "linear": _linear, "one_shot": _one_shot}
 
 
 class GradualPruner:
@@ -148,8 +157,9 @@ class GradualPruner:
         Raises:
             ValueError: if a weight is NaN and ``nan`` is "raise", or a schedule function leaves [0, 1]; the step does
                 not count then.
-            RuntimeError: if a weight changes during the call.
+            RuntimeError: if a weight changes during the call, or its shape has changed since the start.
         """
+        self._check_shapes()
         start, end, every = (self._settings[key] for key in ("start", "end", "every"))
         t = self._steps
         if start <= t <= end and ((t - start) % every == 0 or t == end):
@@ -157,6 +167,18 @@ class GradualPruner:
         elif self._result is not None:
             self._flush(self._result)
         self._steps += 1
+
+    def _check_shapes(self) -> None:
+        for name, now, then in zip(self._found.names, self._found.shapes, self._settings["shapes"], strict=True):
+            if list(now) != then:
+                raise RuntimeError(
+                    f"targets must keep their shapes, got {now} for {name!r}, which began as {tuple(then)}"
+                )
+
+    def __repr__(self) -> str:
+        s = self._settings
+        when = f"from step {s['start']} to {s['end']}, every {s['every']}, {s['schedule']}"
+        return f"GradualPruner({s['amount']:,} of {sum(self._found.sizes):,} weights, {when}; step {self._steps})"
 
     @property
     def steps(self) -> int:
@@ -203,6 +225,9 @@ class GradualPruner:
         Raises:
             ValueError: if a setting, name or shape differs; nothing is changed then.
         """
+        missing = {"steps", "settings", "pruned", "bits", "table"} - set(state)
+        if missing:
+            raise ValueError(f"state must come from state_dict(), got one without {', '.join(sorted(missing))}")
         for key, mine in self._settings.items():
             theirs = state["settings"].get(key)
             if theirs != mine:

@@ -56,6 +56,14 @@ class BitMask:
             )
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "shapes", tuple(tuple(shape) for shape in self.shapes))
+        object.__setattr__(self, "bits", self.bits.contiguous())
+        if not all(isinstance(name, str) for name in self.names):
+            raise TypeError("names must be strings")
+        for shape in self.shapes:
+            if len(shape) > 64 or not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError("shapes must hold at most 64 sizes each, none negative")
+            if math.prod(n for n in shape if n) >= 2**63:
+                raise ValueError("shapes must be of tensors with fewer than 2^63 elements")
         if len(self.names) != len(self.shapes) or len(set(self.names)) != len(self.names):
             raise ValueError(f"names must be {len(self.shapes)} different ones, one per shape, got {len(self.names)}")
         n = sum(map(words, self.shapes))
@@ -239,12 +247,10 @@ class BitMask:
             raise refuse(f"which is damaged or no safetensors file ({error})") from error
         try:
             names, shapes = json.loads(about["names"]), json.loads(about["shapes"])
-            if not all(isinstance(name, str) for name in names) or not all(
-                type(n) is int and n >= 0 for s in shapes for n in s
-            ):
-                raise TypeError("names must be strings and shapes lists of sizes")
+            if type(names) is not list or type(shapes) is not list or not all(type(s) is list for s in shapes):
+                raise TypeError("names and shapes must be lists")
             mask = cls(bits, tuple(names), tuple(map(tuple, shapes)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise refuse(f"which is damaged ({error})") from error
         if has_stray(mask.bits, mask.shapes):
             raise refuse("which has bits set behind a tensor's last weight")

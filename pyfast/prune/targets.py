@@ -51,7 +51,12 @@ def parameters(module: nn.Module) -> list[tuple[nn.Module, str, str, nn.Paramete
 def _plain(tensor: Tensor) -> bool:
     """Whether nothing can be wrong with a tensor of a plain type: most need no closer look."""
     dense = tensor.dtype in _DTYPES and tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_neg())
-    return dense and tensor.device.type in ("cpu", "cuda") and not getattr(tensor, "_is_flat_param", False)
+    return (
+        dense
+        and tensor.ndim <= 64
+        and tensor.device.type in ("cpu", "cuda")
+        and not getattr(tensor, "_is_flat_param", False)
+    )
 
 
 def check(name: str, tensor: object) -> None:
@@ -82,6 +87,8 @@ def check(name: str, tensor: object) -> None:
         refuse(f"be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}", tensor.dtype)
     if tensor.is_neg():
         refuse("be resolved: call resolve_neg() first", "a negated view")
+    if tensor.ndim > 64:
+        refuse("have at most 64 dimensions", tensor.ndim)
     if tensor.device.type not in ("cpu", "cuda"):
         refuse("be on the CPU or a CUDA device", tensor.device)
 

@@ -68,6 +68,7 @@ def raced(tmp_path_factory):
     path.parent.mkdir(parents=True)
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pytest",
         "-ra",
@@ -154,7 +155,9 @@ import conftest
 x = torch.ones(2**22)
 print(conftest.extra_memory(lambda x: (x + 1).sum(), lambda: (x,), "cpu"))
 """
-    run = subprocess.run([sys.executable, "-c", code, str(BENCHMARKS)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(BENCHMARKS)], capture_output=True, text=True, check=True
+    )
     taken = run.stdout.strip()
     if taken != "None":  # a system without /proc/self/clear_refs does not say
         assert 2**24 <= int(taken) < 2**25

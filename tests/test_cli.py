@@ -145,5 +145,5 @@ def test_resnet50_has_its_published_size():
 def test_importing_pyfast_imports_nothing_optional():
     code = "import pyfast, pyfast.cli, sys; print([m for m in sys.argv[1:] if m in sys.modules])"
     optional = ["typer", "rich", "triton", "numba", "matplotlib", "sklearn", "safetensors", "pyfast.demo"]
-    result = subprocess.run([sys.executable, "-c", code, *optional], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code, *optional], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

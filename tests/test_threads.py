@@ -30,7 +30,7 @@ def answer(seed):
 
 def python(script, **environment):
     """Run a script in a fresh process, and return what it prints."""
-    command = [sys.executable, "-W", "error", "-c", script]
+    command = [sys.executable, "-P", "-W", "error", "-c", script]
     run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
@@ -100,7 +100,7 @@ def test_every_level_of_this_processor(level):
     python(script, PYFAST_CPU=level)
     tests = Path(__file__).with_name("test_longtail.py")
     chosen = "matches_reference or large_logits or not_finite or in_float64 or exp_is_accurate or any_strides"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", chosen]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", chosen]
     environment = os.environ | {"PYFAST_CPU": level}
     run = subprocess.run(command, cwd=tests.parent.parent, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout

@@ -14,6 +14,7 @@ FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 def test_interpreted(file):
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pytest",
         "-q",

@@ -2,6 +2,7 @@
 #include "tensor.h"
 
 namespace pyfast {
+void bind_linear_attention(py::module_&);
 void bind_longtail(py::module_&);
 void bind_prune(py::module_&);
 void bind_random(py::module_&);
@@ -12,6 +13,7 @@ PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
         auto submodule = m.def_submodule(name);
         bind(submodule);
     };
+    family("linear_attention", pyfast::bind_linear_attention);
     family("longtail", pyfast::bind_longtail);
     family("prune", pyfast::bind_prune);
     family("random", pyfast::bind_random);

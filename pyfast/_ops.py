@@ -37,7 +37,8 @@ def define(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     *,
-    rows: Sequence[int] = (),
+    rows: Sequence[int] | Callable[..., Sequence[int]] = (),
+    jvp: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Register ``pyfast::family_schema`` for CPU, CUDA and tracing, and return the function that runs it.
 
@@ -50,7 +51,10 @@ def define(
         backward: ``backward(ctx, *grads)`` returns one gradient or None for each input (a list for a list), through
             PyTorch's operators and ours; where those have derivatives, so has this. Without it, differentiating raises.
         rows: positions of the inputs whose first dimension counts independent rows, as that of every output then must.
-            ``torch.vmap`` over these inputs alone is one call on more rows; any other ``vmap`` is a loop.
+            ``torch.vmap`` over these inputs alone is one call on more rows; any other ``vmap`` is a loop. A function of
+            the inputs where that depends on them.
+        jvp: ``jvp(inputs, tangents, outputs)`` returns the outputs' tangents, through PyTorch's operators and ours; an
+            input without one has None. Without it, forward mode raises.
 
     Returns:
         A function of the schema's arguments, by position.
@@ -122,12 +126,21 @@ def define(
             return node.apply(*_flatten(inputs), _unflatten([len(x) if _is_list(x) else -1 for x in inputs]))
         return node.apply(*inputs)
 
+    def forward_mode(inputs: Sequence[Any]) -> Any:
+        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in inputs]
+        primals, tangents = zip(*duals, strict=True)
+        outputs = op(*primals)
+        found = _as_tuple(jvp(primals, tangents, outputs))  # type: ignore[misc]
+        pairs = zip(_as_tuple(outputs), found, strict=True)
+        duals = [y if dy is None else forward_ad.make_dual(y, dy) for y, dy in pairs]
+        return tuple(duals) if isinstance(outputs, tuple) else duals[0]
+
     def autograd(_: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
             with forward_ad._set_fwd_grad_enabled(True):
                 leaves = (x for x in tree_leaves(inputs) if isinstance(x, Tensor))
                 if any(forward_ad.unpack_dual(x).tangent is not None for x in leaves):
-                    no_forward_mode()
+                    return forward_mode(inputs) if jvp is not None else no_forward_mode()
         if torch.is_grad_enabled() and _any_requires_grad(*inputs):
             with enable_single_level_autograd_function():
                 return record(inputs)
@@ -151,10 +164,12 @@ def define(
         if mutated:
             raise NotImplementedError(f"pyfast::{operator} changes its inputs in place and has no rule for torch.vmap")
         n = info.batch_size
-        if rows and all(dim is None or i in rows for i, dim in enumerate(in_dims)):
-            count = _each(inputs[rows[0]], in_dims[rows[0]], 0).shape[0]
+        folds = rows(*inputs) if callable(rows) else rows
+        if folds and all(dim is None or i in folds for i, dim in enumerate(in_dims)):
+            count = _each(inputs[folds[0]], in_dims[folds[0]], 0).shape[0]
             folded = (
-                _fold(x, dim, n) if i in rows else x for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True))
+                _fold(x, dim, n) if i in folds and x is not None else x
+                for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True))
             )
             outputs = tree_map(lambda x: x.unflatten(0, (n, count)), run(*folded))
             return outputs, tree_map(lambda _: 0, outputs)

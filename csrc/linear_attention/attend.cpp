@@ -1,0 +1,391 @@
+// Causal linear attention and the delta rule's triangular system, and what is left of both without causality.
+// Reference: pyfast/reference/linear_attention.py; the derivatives are calls of the same functions with other arguments,
+// see pyfast/linear_attention/_operators.py.
+//
+// Shapes: q (B, T, Hq, K), k (B, T, Hk, K), v (B, T, Hv, V), each H a divisor of the largest; decay (B, T, Hd) or
+// (B, T, Hd, K) or, with `columns`, (B, T, Hd, V); state (N, Hs, K, V); cu_seqlens (N + 1,) with B = 1, or none and N = B.
+#include <utility>
+#include <vector>
+
+#include "linear_attention/chunk.h"
+#include "pages.h"
+
+namespace pyfast::linear_attention {
+namespace {
+
+using Lengths = Strided;  // of the sequences: their N + 1 ends, or none
+
+// Where sequence n begins and ends.
+std::pair<int64_t, int64_t> span(const Lengths& ends, int64_t n, int64_t tokens) {
+    if (!ends) return {0, tokens};
+    const auto* e = reinterpret_cast<const int64_t*>(ends.data);
+    return {e[n * ends.strides[0]], e[(n + 1) * ends.strides[0]]};
+}
+
+void check_lengths(const char* name, const Lengths& ends, int64_t tokens) {
+    if (!ends) return;
+    const int64_t n = ends.shape[0] - 1;
+    for (int64_t i = 0, before = 0; i <= n; ++i) {
+        const int64_t end = i < n ? span(ends, i, tokens).first : span(ends, n - 1, tokens).second;
+        if (end < before || end > tokens || (i == 0 && end != 0) || (i == n && end != tokens))
+            throw py::value_error(std::string(name) + " must rise from 0 to the " + std::to_string(tokens) +
+                                  " tokens, got " + std::to_string(end) + " at " + std::to_string(i));
+        before = end;
+    }
+}
+
+// Sequence n of head h out of `heads`; backwards if `reverse`.
+template <class S>
+Tokens<S> tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h, int64_t heads, int64_t count,
+                 bool reverse) {
+    if (!x) return {};
+    const auto [begin, end] = span(ends, n, count);
+    const int64_t* stride = x.strides;
+    S* data = reinterpret_cast<S*>(x.data) + (ends ? 0 : n * stride[0]) + h * x.shape[2] / heads * stride[2];
+    data += (reverse ? end - 1 : begin) * stride[1];
+    return {data, reverse ? -stride[1] : stride[1], x.ndim > 3 ? stride[3] : 1};
+}
+
+// state (N, H, K, V), or (N, H, K, V + 1) with the sum of keys last, to and from double
+template <class F, class Function>
+void each_element(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
+                  int64_t wide, Function f) {
+    const auto run = [&](auto* base) {
+        base += n * x.strides[0] + h * x.shape[1] / heads * x.strides[1];
+        for (int64_t i = 0; i < K; ++i) {
+            for (int64_t j = 0; j < V; ++j) f(base[i * x.strides[2] + j * x.strides[3]], s.master[i * wide + j]);
+            if (s.normalize) f(base[i * x.strides[2] + V * x.strides[3]], s.keys[i]);
+        }
+    };
+    if (x.is<double>())
+        run(reinterpret_cast<double*>(x.data));
+    else
+        run(reinterpret_cast<float*>(x.data));
+}
+
+template <class F>
+void load_state(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
+                int64_t wide) {
+    s.zero = !x;
+    if (!x) return;
+    if (wide != V) std::fill_n(+s.master, K * wide, 0.0);
+    each_element(x, n, h, heads, s, K, V, wide, [](auto& memory, double& own) { own = double(memory); });
+    for (int64_t i = 0; i < K * wide; ++i) s.narrow[i] = F(s.master[i]);
+    for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) s.sum[i] = F(s.keys[i]);
+}
+
+template <class F>
+void store_state(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
+                 int64_t wide) {
+    each_element(x, n, h, heads, s, K, V, wide, [zero = s.zero](auto& memory, double& own) {
+        memory = std::decay_t<decltype(memory)>(zero ? 0 : own);
+    });
+}
+
+struct Call {
+    Strided q, k, v, decay, state, ends, out, last, denominator;
+    double read = 1, write = 1, eps = 0;
+    bool reverse = false, columns = false;
+    Flags flags{};
+    int64_t N = 0, T = 0, H = 0, K = 0, V = 0;
+    Decay kind = Decay::none;
+
+    void measure() {
+        T = q.shape[1];
+        H = std::max({q.shape[2], k.shape[2], v.shape[2]});
+        K = q.shape[3], V = v.shape[3];
+        N = ends ? ends.shape[0] - 1 : q.shape[0];
+        kind = !decay ? Decay::none : decay.ndim == 3 ? Decay::scalar : columns ? Decay::columns : Decay::rows;
+        check_lengths("cu_seqlens", ends, T);
+    }
+};
+
+// One chunk of at most `count` tokens from t on: returns how many it took.
+template <class S, class F>
+int64_t chunk(const Call& c, const Tokens<const S> (&in)[3], Tokens<const F> g, Tokens<S> out, Tokens<F> denominator,
+              int64_t t, int64_t count, bool add_to_state, Work<F>& w, State<F>& s) {
+    const auto after = [t](auto x) { return decltype(x){x.row(t), x.token, x.element}; };
+    double head = 0, total = 0;
+    if (c.kind == Decay::scalar) {
+        count = load_scalar_decay(after(g), count, c.flags.late, w, head, total);
+        for (int64_t i = 0; i < count; ++i) {
+            F* gate = w.gate + i * w.c;
+            const double reach = w.reach[i];
+#pragma omp simd
+            for (int64_t u = 0; u <= i; ++u) gate[u] = exp(F(reach - w.reach[u]));
+            w.read_factor[i] = exp(F(head + reach));
+            w.end_factor[i] = exp(F(total - reach));
+        }
+    } else if (c.kind != Decay::none) {
+        count = load_vector_decay(after(g), count, c.kind == Decay::rows ? c.K : c.V, c.flags.late, w);
+    }
+    const int64_t K = c.K, wide = w.wide;
+    load(after(in[0]), count, K, K, F(c.read), +w.q, K);
+    load(after(in[1]), count, K, K, F(c.write), +w.k, K);
+    load(after(in[2]), count, c.V, wide, F(1), +w.v, wide);
+    const auto multiply = [count](F* x, const F* y, int64_t n) {
+#pragma omp simd
+        for (int64_t i = 0; i < count * n; ++i) x[i] *= y[i];
+    };
+    if (c.kind == Decay::rows) {
+        multiply(+w.q, +w.up, K);
+        multiply(+w.k, +w.down, K);
+    } else if (c.kind == Decay::columns) {
+        multiply(+w.v, +w.down, wide);
+    }
+    if (!c.flags.late && !s.zero && w.D) {
+        for (int64_t i = 0; i < K; ++i) {
+            F* row = s.narrow + i * wide;
+#pragma omp simd
+            for (int64_t j = 0; j < wide; ++j) row[j] *= w.head[c.kind == Decay::rows ? i : j];
+        }
+        for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) s.sum[i] *= w.head[i];
+    }
+    transpose(+w.k, K, count, K, +w.kt, w.c);
+    if (c.flags.solve)
+        read<true, true>(w, s, count, c.kind);
+    else if (c.flags.strict)
+        read<false, true>(w, s, count, c.kind);
+    else
+        read<false, false>(w, s, count, c.kind);
+    if (c.denominator) {
+        divide(w, s, count, c.kind, F(c.eps));
+        store(w.denominator, 1, count, 1, after(denominator));
+    }
+    store(+w.out, wide, count, c.V, after(out));
+    if (add_to_state) {
+        if (c.kind == Decay::scalar)
+            for (int64_t i = 0; i < count; ++i) {
+                F* row = w.k + i * K;
+#pragma omp simd
+                for (int64_t j = 0; j < K; ++j) row[j] *= w.end_factor[i];
+            }
+        add(w, s, c.flags.solve ? w.out : +w.v, count, c.kind, std::exp(head + total));
+    }
+    return count;
+}
+
+// How many threads share tasks that touch so many numbers in all.
+int team(int64_t tasks, int64_t numbers) {
+    return parallel(numbers) ? int(std::min<int64_t>(omp_get_max_threads(), tasks)) : 1;
+}
+
+// What one thread has: room for a chunk, and the states of the heads that it walks through time together, since the
+// tokens of neighbouring heads lie side by side in memory.
+template <class F>
+struct Desk {
+    Work<F> work;
+    std::vector<State<F>> states;
+    Desk(int64_t length, const Call& c, int64_t group) : work(length, c.K, c.V, c.kind) {
+        for (int64_t i = 0; i < group; ++i) states.emplace_back(c.K, work.wide, bool(c.denominator));
+    }
+};
+
+template <class S, class F = Wide<S>>
+void run(Call& c) {
+    c.measure();
+    if (!c.N || !c.H) return;
+    const int64_t length = std::min<int64_t>(32, std::max<int64_t>(c.T, 1));
+    const int64_t numbers = c.out.shape[0] * c.T * c.H * (c.K + c.V);
+    const bool neighbours = c.q.strides[2] < c.q.strides[1];
+    const int64_t in_cache = (int64_t{1} << 18) / (int64_t(sizeof(F) + sizeof(double)) * std::max<int64_t>(c.K * c.V, 1));
+    const int64_t share = padded(c.N * c.H, team(c.N * c.H, numbers)) / team(c.N * c.H, numbers);
+    const int64_t group = neighbours ? std::clamp<int64_t>(std::min(in_cache, share), 1, std::min<int64_t>(c.H, 8)) : 1;
+    const int64_t groups = (c.H + group - 1) / group, tasks = c.N * groups;
+    const int threads = team(tasks, numbers);
+    std::vector<Desk<F>> desks;
+    for (int i = 0; i < threads; ++i) desks.emplace_back(length, c, group);
+    use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * int64_t(sizeof(S)));
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+        Work<F>& w = desks[omp_get_thread_num()].work;
+        auto& states = desks[omp_get_thread_num()].states;
+        const int64_t n = task / groups, first = task % groups * group, past = std::min(first + group, c.H);
+        const auto [begin, end] = span(c.ends, n, c.T);
+        const int64_t count = end - begin;
+        for (int64_t h = first; h < past; ++h) load_state(c.state, n, h, c.H, states[h - first], c.K, c.V, w.wide);
+        for (int64_t t = 0; t < count; t += length) {
+            const int64_t next = std::min(t + length, count), until = std::min(next + length, count);
+            for (int64_t h = first; h < past; ++h) {
+                const auto view = [&]<class X>(const Strided& x) {
+                    return tokens<X>(x, c.ends, n, h, c.H, c.T, c.reverse);
+                };
+                const Tokens<const S> in[3] = {view.template operator()<const S>(c.q),
+                                               view.template operator()<const S>(c.k),
+                                               view.template operator()<const S>(c.v)};
+                const auto g = view.template operator()<const F>(c.decay);
+                const auto out = view.template operator()<S>(c.out);
+                const auto denominator = view.template operator()<F>(c.denominator);
+                prefetch(in[0], next, until, c.K);
+                prefetch(in[1], next, until, c.K);
+                prefetch(in[2], next, until, c.V);
+                const bool more = c.last || next < count || c.kind != Decay::none;
+                for (int64_t u = t; u < next;)
+                    u += chunk(c, in, g, out, denominator, u, next - u, more, w, states[h - first]);
+            }
+        }
+        for (int64_t h = first; h < past && c.last; ++h)
+            store_state(c.last, n, h, c.H, states[h - first], c.K, c.V, w.wide);
+    }
+}
+
+// Calls f.operator()<dtype of x>().
+template <class Function>
+void with_dtype(const Strided& x, Function f) {
+    if (x.is<float>())
+        f.template operator()<float>();
+    else if (x.is<double>())
+        f.template operator()<double>();
+    else if (x.is<Half>())
+        f.template operator()<Half>();
+    else
+        f.template operator()<Bfloat>();
+}
+
+void run_any(Call& c) {
+    with_dtype(c.q, [&]<class S>() { run<S>(c); });
+}
+
+void attend(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read, double write,
+            bool keep, bool reverse, bool late, bool strict, bool columns, Strided out, Strided last) {
+    Call c{q, k, v, decay, state, ends, out, keep ? last : Strided{}, {}, read, write, 0, reverse, columns, {late, strict, false}};
+    run_any(c);
+}
+
+void attend_normalized(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read,
+                       double eps, bool keep, bool reverse, Strided out, Strided last, Strided denominator) {
+    Call c{q, k, v, decay, state, ends, out, keep ? last : Strided{}, denominator, read, 1, eps, reverse, false, {}};
+    run_any(c);
+}
+
+void solve(Strided p, Strided k, Strided v, Strided decay, Strided state, Lengths ends, bool keep, bool reverse,
+           bool late, Strided out, Strided last) {
+    Call c{p, k, v, decay, state, ends, out, keep ? last : Strided{}, {}, 1, 1, 0, reverse, false, {late, true, true}};
+    run_any(c);
+}
+
+// out (N, H, K, V) = state + sum of k_t v_t'
+void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
+    const int64_t T = k.shape[1], K = k.shape[3], V = v.shape[3], N = out.shape[0], H = out.shape[1], length = 32;
+    check_lengths("cu_seqlens", ends, T);
+    if (!N || !H) return;
+    with_dtype(k, [&]<class S>() {
+        using F = Wide<S>;
+        const int threads = team(N * H, k.shape[0] * T * H * (K + V));
+        std::vector<Work<F>> works;
+        std::vector<State<F>> states;
+        for (int i = 0; i < threads; ++i) {
+            works.emplace_back(length, K, V, Decay::none);
+            states.emplace_back(K, works[0].wide, false);
+        }
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+        for (int64_t task = 0; task < N * H; ++task) {
+            Work<F>& w = works[omp_get_thread_num()];
+            State<F>& s = states[omp_get_thread_num()];
+            const int64_t n = task / H, h = task % H;
+            const auto x = tokens<const S>(k, ends, n, h, H, T, false), y = tokens<const S>(v, ends, n, h, H, T, false);
+            const auto [begin, end] = span(ends, n, T);
+            load_state(state, n, h, H, s, K, V, w.wide);
+            for (int64_t t = 0; t < end - begin; t += length) {
+                const int64_t count = std::min(length, end - begin - t), next = t + count;
+                prefetch(x, next, std::min(next + length, end - begin), K);
+                prefetch(y, next, std::min(next + length, end - begin), V);
+                load(Tokens<const S>{x.row(t), x.token, x.element}, count, K, K, F(1), +w.k, K);
+                load(Tokens<const S>{y.row(t), y.token, y.element}, count, V, w.wide, F(1), +w.v, w.wide);
+                add(w, s, +w.v, count, Decay::none, 1);
+            }
+            store_state(out, n, h, H, s, K, V, w.wide);
+        }
+    });
+}
+
+// out (B, T, H, V) = scale state' q_t
+void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out) {
+    const int64_t T = q.shape[1], K = q.shape[3], V = state.shape[3], N = state.shape[0], H = out.shape[2], length = 32;
+    check_lengths("cu_seqlens", ends, T);
+    if (!N || !H || !V) return;
+    with_dtype(q, [&]<class S>() {
+        using F = Wide<S>;
+        const int threads = team(N * H, q.shape[0] * T * H * (K + V));
+        std::vector<Work<F>> works;
+        std::vector<State<F>> states;
+        for (int i = 0; i < threads; ++i) {
+            works.emplace_back(length, K, V, Decay::none);
+            states.emplace_back(K, works[0].wide, false);
+        }
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+        for (int64_t task = 0; task < N * H; ++task) {
+            Work<F>& w = works[omp_get_thread_num()];
+            State<F>& s = states[omp_get_thread_num()];
+            const int64_t n = task / H, h = task % H, wide = w.wide;
+            const auto x = tokens<const S>(q, ends, n, h, H, T, false);
+            const auto y = tokens<S>(out, ends, n, h, H, T, false);
+            const auto [begin, end] = span(ends, n, T);
+            load_state(state, n, h, H, s, K, V, wide);
+            for (int64_t t = 0; t < end - begin; t += length) {
+                const int64_t count = std::min(length, end - begin - t), next = t + count;
+                prefetch(x, next, std::min(next + length, end - begin), K);
+                load(Tokens<const S>{x.row(t), x.token, x.element}, count, K, K, F(scale), +w.q, K);
+                for_tiles<F>(count, wide, [&]<int M, int L>(int64_t row, int64_t column) {
+                    Tile<F, M, L> tile;
+                    tile.add(w.q + row * K, K, 1, s.narrow + column, wide, K);
+                    for (int m = 0; m < M; ++m)
+                        for (int j = 0; j < L; ++j)
+                            at(w.out + (row + m) * wide + column + j * lanes<F>) = tile.sum[m][j];
+                });
+                store(+w.out, wide, count, V, Tokens<S>{y.row(t), y.token, y.element});
+            }
+        }
+    });
+}
+
+// out_t = start + the sum of x up to t, or if `strict` up to the token before; total = start + the sum of all of x.
+// x (B, T, H) or (B, T, H, D), start and total (N, H) or (N, H, D)
+void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict, Strided out, Strided total) {
+    const int64_t T = x.shape[1], H = x.shape[2], D = x.ndim > 3 ? x.shape[3] : 1, N = total.shape[0];
+    check_lengths("cu_seqlens", ends, T);
+    if (!N || !H) return;
+    with_dtype(x, [&]<class S>() {
+        const int threads = team(N * H, x.shape[0] * T * H * D);
+        std::vector<std::vector<double>> sums(threads, std::vector<double>(D));
+        const auto at_state = [&](const Strided& y, int64_t n, int64_t h, int64_t i) {
+            return reinterpret_cast<S*>(y.data) + n * y.strides[0] + h * y.strides[1] + (y.ndim > 2 ? i * y.strides[2] : 0);
+        };
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+        for (int64_t task = 0; task < N * H; ++task) {
+            const int64_t n = task / H, h = task % H;
+            double* sum = sums[omp_get_thread_num()].data();
+            const auto from = tokens<const S>(x, ends, n, h, H, T, reverse);
+            const auto to = tokens<S>(out, ends, n, h, H, T, reverse);
+            const auto [begin, end] = span(ends, n, T);
+            for (int64_t i = 0; i < D; ++i) sum[i] = start ? double(*at_state(start, n, h, i)) : 0;
+            for (int64_t t = 0; t < end - begin; ++t) {
+                const S* a = from.row(t);
+                S* b = to.row(t);
+                for (int64_t i = 0; i < D; ++i) {
+                    const double before = sum[i];
+                    sum[i] += double(a[i * from.element]);
+                    b[i * to.element] = S(strict ? before : sum[i]);
+                }
+            }
+            for (int64_t i = 0; i < D; ++i) *at_state(total, n, h, i) = S(sum[i]);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace pyfast::linear_attention
+
+namespace pyfast {
+void bind_linear_attention(py::module_& m) {
+    const py::call_guard<py::gil_scoped_release> nogil;
+    m.def("attend", &linear_attention::attend, nogil);
+    m.def("attend_normalized", &linear_attention::attend_normalized, nogil);
+    m.def("attend_into", &linear_attention::attend, nogil);
+    m.def("attend_normalized_into", &linear_attention::attend_normalized, nogil);
+    m.def("solve", &linear_attention::solve, nogil);
+    m.def("cumulate", &linear_attention::cumulate, nogil);
+    m.def("collect", &linear_attention::collect, nogil);
+    m.def("read", &linear_attention::read_all, nogil);
+}
+}  // namespace pyfast

@@ -1,0 +1,276 @@
+// A chunk of tokens of one head: what they read from the state, what they say to each other, what they add to it.
+//
+//   S_t = diag(exp(decay_t)) S_{t-1} + write k_t v_t',   out_t = read S_t' q_t
+//
+// Inside a chunk, with E_t the sum of its decays up to t: out = exp(E) read q S + (read q k' write * exp(E_t - E_u)) v,
+// three products of small matrices. The state is kept in double and rounded once a chunk, so that the error does not
+// grow with the sequence.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "linear_attention/memory.h"
+#include "linear_attention/tiles.h"
+#include "simd.h"
+
+namespace pyfast::linear_attention {
+
+enum class Decay { none, scalar, rows, columns };  // of the state: per key dimension, per value dimension
+
+struct Flags {
+    bool late;    // the state decays after a token has been read and added, not before
+    bool strict;  // a token does not see itself
+    bool solve;   // out_t = v_t - S_t' q_t, which is what is added to the state in place of v_t
+};
+
+inline int64_t padded(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+// Numbers that nobody has written yet.
+template <class F>
+struct Buffer {
+    std::unique_ptr<F[]> data;
+    explicit Buffer(int64_t n = 0) : data(n ? new F[n] : nullptr) {}
+    operator F*() { return data.get(); }
+    operator const F*() const { return data.get(); }
+};
+
+// What one thread works in. Rows of q and k are K apart, of v and out V padded to whole vectors.
+template <class F>
+struct Work {
+    static constexpr int64_t room = 64;  // tokens
+    int64_t chunk, K, V, wide, D;        // tokens in a chunk; sizes; V in whole vectors; decays of a token in rows of D
+    int64_t c;                           // the chunk in whole vectors
+    Buffer<F> q, k, kt, v, out, scores, gate, up, down, head, last;
+    Buffer<double> run;
+    double reach[room];  // E of every token
+    F read_factor[room], end_factor[room], denominator[room];
+
+    Work(int64_t chunk, int64_t K, int64_t V, Decay decay)
+        : chunk(chunk),
+          K(K),
+          V(V),
+          wide(padded(V, lanes<F>)),
+          D(decay == Decay::columns ? wide
+            : decay == Decay::rows  ? K
+                                    : 0),
+          c(padded(chunk, lanes<F>)),
+          q(c * K),
+          k(c * K),
+          kt(K * c),
+          v(c * wide),
+          out(c * wide),
+          scores(c * c),
+          gate(decay == Decay::scalar ? c * c : 0),
+          up(c * D),
+          down(c * D),
+          head(D),
+          last(D),
+          run(D) {
+        std::fill_n(+up, c * D, F(1));  // of columns that pad V
+        std::fill_n(+down, c * D, F(1));
+    }
+};
+
+// The state of one head: (K, wide), and the sum of keys (K,), in double; and both rounded. Unwritten while `zero`.
+template <class F>
+struct State {
+    Buffer<double> master, keys;
+    Buffer<F> narrow, sum;
+    bool zero = true, normalize;
+
+    State(int64_t K, int64_t wide, bool normalize)
+        : master(K * wide), keys(normalize ? K : 0), narrow(K * wide), sum(normalize ? K : 0), normalize(normalize) {}
+};
+
+// Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays small.
+// Scalars leave `reach`, E per token, all differences of which are exact enough; vectors leave exp(E) and exp(-E).
+template <class F>
+int64_t load_scalar_decay(Tokens<const F> g, int64_t count, bool late, Work<F>& w, double& head, double& total) {
+    double run = 0;
+    head = 0;
+    for (int64_t t = 0; t < count; ++t) {
+        const double x = double(g.row(t)[0]);
+        if (!late) {
+            if (t == 0)
+                head = x;
+            else if (x < -1e30)
+                return total = run, t;  // after -inf, differences would be NaN
+            else
+                run += x;
+        }
+        w.reach[t] = run;
+        if (late) {
+            run += x;
+            if (x < -1e30) return total = run, t + 1;
+        }
+    }
+    return total = run, count;
+}
+
+template <class F>
+int64_t load_vector_decay(Tokens<const F> g, int64_t count, int64_t D, bool late, Work<F>& w) {
+    constexpr double limit = 8;  // exp(8) * exp(-8) loses 5e-7 to the rounding of the exponents, no more
+    std::fill_n(+w.run, w.D, 0.0);
+    std::fill_n(+w.head, w.D, F(1));
+    std::fill_n(+w.last, w.D, F(1));
+    int64_t length = count;
+    for (int64_t t = 0; t < length; ++t) {
+        const F* x = g.row(t);
+        double *run = w.run, most = 0;
+        if (!late && t == 0) {
+            for (int64_t i = 0; i < D; ++i) w.head[i] = exp(x[i * g.element]);
+        } else if (!late) {
+            for (int64_t i = 0; i < D; ++i) {
+                const double next = run[i] + double(x[i * g.element]);
+                most = std::fabs(next) > most ? std::fabs(next) : most;
+            }
+            if (most > limit) {
+                length = t;
+                break;
+            }
+            for (int64_t i = 0; i < D; ++i) run[i] += double(x[i * g.element]);
+        }
+        F *up = &w.up[t * w.D], *down = &w.down[t * w.D];
+#pragma omp simd
+        for (int64_t i = 0; i < D; ++i) {
+            const F e = F(run[i]), rest = F(run[i] - double(e));
+            up[i] = exp(e) * (1 + rest);
+            down[i] = exp(-e) * (1 - rest);
+        }
+        if (late) {
+            for (int64_t i = 0; i < D; ++i) {
+                run[i] += double(x[i * g.element]);
+                most = std::fabs(run[i]) > most ? std::fabs(run[i]) : most;
+            }
+            if (most > limit) length = t + 1;
+        }
+    }
+    for (int64_t i = 0; i < D; ++i) w.last[i] = exp(F(w.run[i]));
+    return length;
+}
+
+// out (n, V) of the n tokens in w.q, w.k, w.kt, w.v; `decay` says what w holds of it.
+template <bool Solve, bool Strict, class F>
+void read(Work<F>& w, const State<F>& s, int64_t n, Decay decay) {
+    constexpr int W = lanes<F>;
+    const int64_t K = w.K, wide = w.wide, c = w.c;
+    const F *q = w.q, *kt = w.kt, *v = w.v, *state = s.narrow;
+    F *scores = w.scores, *out = w.out;
+    for_tiles<F>(n, padded(n, W), [&]<int M, int N>(int64_t row, int64_t column) {
+        if (column >= row + M) return;
+        Tile<F, M, N> tile;
+        tile.add(q + row * K, K, 1, kt + column, c, K);
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < N; ++j) at(scores + (row + m) * c + column + j * W) = tile.sum[m][j];
+    });
+    if (decay == Decay::scalar)
+        for (int64_t t = 0; t < n; ++t) {
+            F *score = scores + t * c, *gate = w.gate + t * c;
+#pragma omp simd
+            for (int64_t u = 0; u <= t; ++u) score[u] *= gate[u];
+        }
+    for_tiles<F>(n, wide, [&]<int M, int N>(int64_t row, int64_t column) {
+        Tile<F, M, N> tile;
+        if (!s.zero) tile.add(q + row * K, K, 1, state + column, wide, K);
+        if (decay == Decay::scalar)
+            for (int m = 0; m < M; ++m)
+                for (int j = 0; j < N; ++j) tile.sum[m][j] *= w.read_factor[row + m];
+        tile.add(scores + row * c, c, 1, (Solve ? out : v) + column, wide, row);
+        // The triangle: no token is multiplied by what lies in its future, which may not be finite.
+#pragma GCC unroll 6
+        for (int u = 0; u < M; ++u) {
+            Vector<F> value[N];
+            for (int j = 0; j < N; ++j) {
+                value[j] = at(v + (row + u) * wide + column + j * W);
+                if (Solve) value[j] = tile.sum[u][j] = value[j] - tile.sum[u][j];
+            }
+#pragma GCC unroll 6
+            for (int m = u + (Solve || Strict); m < M; ++m)
+                for (int j = 0; j < N; ++j) tile.sum[m][j] += scores[(row + m) * c + row + u] * value[j];
+        }
+        if (decay == Decay::columns)
+            for (int m = 0; m < M; ++m)
+                for (int j = 0; j < N; ++j) tile.sum[m][j] *= at(w.up + (row + m) * wide + column + j * W);
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < N; ++j) at(out + (row + m) * wide + column + j * W) = tile.sum[m][j];
+    });
+}
+
+// The sum of keys, read like a column of the state, divides what was read. Uses the scores that `read` left.
+template <class F>
+void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
+    const int64_t c = w.c;
+    for (int64_t t = 0; t < n; ++t) {
+        const F *q = w.q + t * w.K, *score = w.scores + t * c;
+        F past = 0, near = 0;
+#pragma omp simd reduction(+ : past)
+        for (int64_t i = 0; i < (s.zero ? 0 : w.K); ++i) past += q[i] * s.sum[i];
+#pragma omp simd reduction(+ : near)
+        for (int64_t u = 0; u <= t; ++u) near += score[u];
+        w.denominator[t] = (s.zero ? 0 : decay == Decay::scalar ? w.read_factor[t] * past : past) + near;
+        const F scale = 1 / (w.denominator[t] + eps);
+        F* out = w.out + t * w.wide;
+#pragma omp simd
+        for (int64_t j = 0; j < w.wide; ++j) out[j] *= scale;
+    }
+}
+
+// Adds n tokens to the state: k (n, K), values (n, wide). `keep` is what is left of it by then, where that is one number.
+template <class F>
+void add(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep) {
+    constexpr int W = lanes<F>;
+    const int64_t K = w.K, wide = w.wide;
+    for_tiles<F>(K, wide, [&]<int M, int N>(int64_t row, int64_t column) {
+        Tile<F, M, N> tile;
+        tile.add(w.k + row, 1, K, values + column, wide, n);
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < N; ++j) {
+                alignas(vector_bytes) F fresh[W];
+                at(fresh) = tile.sum[m][j];
+                const int64_t place = (row + m) * wide + column + j * W;
+                double* master = s.master + place;
+                F* narrow = s.narrow + place;
+                const auto update = [&](auto left, auto share) {
+#pragma omp simd
+                    for (int l = 0; l < W; ++l) {
+                        const double x = left(l) + double(fresh[l] * share(l));
+                        master[l] = x;
+                        narrow[l] = F(x);
+                    }
+                };
+                const F *head = w.head + (decay == Decay::rows ? row + m : column + j * W), *last = w.last + (head - w.head);
+                if (decay == Decay::rows) {
+                    const F share = *last;
+                    const double both = double(*head) * share;
+                    if (s.zero)
+                        update([](int) { return 0.0; }, [=](int) { return share; });
+                    else
+                        update([=](int l) { return master[l] * both; }, [=](int) { return share; });
+                } else if (decay == Decay::columns) {
+                    if (s.zero)
+                        update([](int) { return 0.0; }, [=](int l) { return last[l]; });
+                    else
+                        update([=](int l) { return master[l] * (double(head[l]) * last[l]); }, [=](int l) { return last[l]; });
+                } else if (s.zero) {
+                    update([](int) { return 0.0; }, [](int) { return F(1); });
+                } else {
+                    update([=](int l) { return master[l] * keep; }, [](int) { return F(1); });
+                }
+            }
+    });
+    for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) {
+        F fresh = 0;
+        for (int64_t t = 0; t < n; ++t) fresh += w.k[t * K + i];
+        const F share = decay == Decay::rows ? w.last[i] : F(1);
+        const double left = decay == Decay::rows ? double(w.head[i]) * share : keep;
+        s.keys[i] = (s.zero ? 0 : s.keys[i] * left) + double(fresh * share);
+        s.sum[i] = F(s.keys[i]);
+    }
+    s.zero = false;
+}
+
+}  // namespace pyfast::linear_attention

@@ -1,0 +1,74 @@
+// Small matrix products in registers: tiles of up to 6 rows by 2 vectors, the widest that the processor has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyfast::linear_attention {
+
+#if defined(__AVX512F__)
+inline constexpr int vector_bytes = 64;
+#elif defined(__AVX__)
+inline constexpr int vector_bytes = 32;
+#else
+inline constexpr int vector_bytes = 16;
+#endif
+
+template <class F>
+inline constexpr int lanes = vector_bytes / sizeof(F);
+
+template <class F>
+struct VectorOf {
+    typedef F Type __attribute__((vector_size(vector_bytes), aligned(alignof(F)), may_alias));
+};
+template <class F>
+using Vector = typename VectorOf<F>::Type;
+
+template <class F>
+inline Vector<F>& at(F* p) {
+    return *reinterpret_cast<Vector<F>*>(p);
+}
+template <class F>
+inline const Vector<F>& at(const F* p) {
+    return *reinterpret_cast<const Vector<F>*>(p);
+}
+
+// M rows by N vectors of a matrix, while it is being summed.
+template <class F, int M, int N>
+struct Tile {
+    Vector<F> sum[M][N] = {};
+
+    // += a (M, depth) b (depth, N vectors); element (m, p) of a lies at a[m * a_row + p * a_step]
+    [[gnu::always_inline]] void add(const F* a, ptrdiff_t a_row, ptrdiff_t a_step, const F* b, ptrdiff_t b_row,
+                                    int64_t depth) {
+        for (int64_t p = 0; p < depth; ++p, a += a_step, b += b_row) {
+            Vector<F> row[N];
+            for (int n = 0; n < N; ++n) row[n] = at(b + n * lanes<F>);
+#pragma GCC unroll 6
+            for (int m = 0; m < M; ++m)
+                for (int n = 0; n < N; ++n) sum[m][n] += a[m * a_row] * row[n];
+        }
+    }
+};
+
+// Calls f.operator()<M, N>(row, column) for every tile of a matrix whose columns are padded to whole vectors; the tiles
+// of a column in the order of their rows.
+template <class F, class Function>
+[[gnu::always_inline]] inline void for_tiles(int64_t rows, int64_t columns, Function f) {
+    const auto down = [&]<int N>(int64_t column) {
+        int64_t row = 0;
+        for (; row + 6 <= rows; row += 6) f.template operator()<6, N>(row, column);
+        switch (rows - row) {
+            case 1: f.template operator()<1, N>(row, column); break;
+            case 2: f.template operator()<2, N>(row, column); break;
+            case 3: f.template operator()<3, N>(row, column); break;
+            case 4: f.template operator()<4, N>(row, column); break;
+            case 5: f.template operator()<5, N>(row, column); break;
+        }
+    };
+    int64_t column = 0;
+    for (; column + lanes<F> < columns; column += 2 * lanes<F>) down.template operator()<2>(column);
+    if (column < columns) down.template operator()<1>(column);
+}
+
+}  // namespace pyfast::linear_attention

@@ -1,0 +1,465 @@
+"""The operators of linear attention, and their derivatives, which are calls of the same operators.
+
+``attend`` is linear in each of q, k and v, and its gradients are attention again, with the tensors in other roles:
+
+    S_t = exp(decay_t) S_{t-1} + write k_t v_t'        out_t = read S_t' q_t          (K, V), one state per head
+    dq  = attend(dout, v, k)     dk = attend(v, dout, q), reversed     dv = attend(k, q, dout), reversed
+
+The adjoint of "decay, add, read" in one direction of time is "add, read, decay" in the other, hence ``late``; a decay
+per key dimension of the state is one per value dimension of its transpose, hence ``columns``. ``solve`` is the delta
+rule's triangular system, x_t = v_t - S_{t-1}' p_t with S_t = exp(decay_t) S_{t-1} + k_t x_t', and its adjoint solves the
+transposed one. So every order of derivative, in both modes, is exact, and is computed by the same two kernels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import _ops
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """What kernels compute in, and the dtype of decays and of states that nobody asked for in float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def heads(*tensors: Tensor) -> int:
+    """The number of heads: tensors with fewer share each of theirs among several."""
+    return max(x.shape[2] for x in tensors)
+
+
+def spread(x: Tensor, h: int) -> Tensor:
+    """(B, T, H / g, ...) -> (B, T, H, ...)."""
+    return x if x.shape[2] == h else x.repeat_interleave(h // x.shape[2], 2)
+
+
+def gather(x: Tensor, h: int) -> Tensor:
+    """The adjoint of ``spread``: (B, T, H, ...) -> (B, T, H / g, ...)."""
+    return x if x.shape[2] == h else x.unflatten(2, (h, -1)).sum(3)
+
+
+def _transposed(state: Tensor | None) -> Tensor | None:
+    return None if state is None else state.mT
+
+
+def _is_vector(decay: Tensor | None) -> bool:
+    return decay is not None and decay.dim() == 4
+
+
+def _zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_zeros(*q.shape[:2], heads(q, k, v), v.shape[-1])
+
+
+def _allocate_attend(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    b, t, h = *q.shape[:2], heads(q, k, v)
+    dtype = wide(q) if state is None else state.dtype
+    n = b if ends is None else ends.shape[0] - 1
+    last = (n, h, k.shape[-1], v.shape[-1]) if rest[-_LAST_FROM_END] else (0,)
+    return q.new_empty(b, t, h, v.shape[-1]), q.new_empty(last, dtype=dtype)
+
+
+_LAST_FROM_END = 5  # attend's flags: last, reverse, late, strict, columns
+
+
+def _decay_gradient(
+    decay: Tensor,
+    reader: Tensor,
+    dreader: Tensor,
+    writer: Tensor,
+    dwriter: Tensor,
+    last: Tensor | None,
+    dlast: Tensor | None,
+    ends: Tensor | None,
+    reverse: bool,
+    late: bool,
+    columns: bool,
+) -> Tensor:
+    """Every pair of a reader t and a writer u meets in exp(E_t - E_u), E the sum of decays: so dE = x dx, and sum back."""
+    h = dreader.shape[2]
+    vector = _is_vector(decay)
+    dtype = decay.dtype
+    change = spread(reader, h).to(dtype) * dreader.to(dtype) - spread(writer, h).to(dtype) * dwriter.to(dtype)
+    end = None
+    if dlast is not None and last is not None:
+        end = (last * dlast).to(dtype)
+        end = end.sum(-2 if columns else -1) if vector else end.sum((-2, -1))
+    if not vector:
+        change = change.sum(-1)
+    change, _ = cumulate(change, end, ends, not reverse, late)
+    return gather(change, decay.shape[2])
+
+
+def _save_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    out, last = output
+    ctx.flags = inputs[6:]
+    ctx.set_materialize_grads(False)
+    keep_last = inputs[3] is not None and inputs[8]
+    ctx.save_for_backward(*inputs[:6], out if inputs[12] else None, last if keep_last else None)
+
+
+def _derive_attend(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+    return *_attend_gradients(ctx, ctx.saved_tensors, dout, dlast), None, None, None, None, None, None, None, None
+
+
+def _attend_gradients(ctx: Any, saved: tuple[Any, ...], dout: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, decay, state, ends, out, last = saved
+    read, write, keep, reverse, late, strict, columns = ctx.flags
+    need = ctx.needs_input_grad
+    vector = _is_vector(decay)
+    dlast = dlast if keep else None
+    dout = _zeros(q, k, v) if dout is None else dout
+    flipped = vector and not columns
+    with_columns = need[3] and columns
+    dq = dk = dv = ddecay = dstate = None
+    if need[0] or (need[3] and not with_columns):
+        args = decay, _transposed(state), ends, read, write, False, reverse, late, strict, flipped
+        dq, _ = attend(dout, v, k, *args)
+    if need[1] or (need[3] and not with_columns):
+        args = decay, _transposed(dlast), ends, write, read, need[4], not reverse, not late, strict, flipped
+        dk, dstate = attend(v, dout, q, *args)
+        dstate = dstate.mT if need[4] else None
+    if need[2] or with_columns or (need[4] and dstate is None):
+        keep = need[4] and dstate is None
+        dv, found = attend(k, q, dout, decay, dlast, ends, write, read, keep, not reverse, not late, strict, columns)
+        dstate = found if keep else dstate
+    if need[3]:
+        pairs = (out, dout, v, dv) if columns else (q, dq, k, dk)
+        ddecay = _decay_gradient(decay, *pairs, last, dlast, ends, reverse, late, columns)  # type: ignore[arg-type]
+    if dstate is not None and state is not None:
+        dstate = dstate.to(state.dtype)
+    return (
+        gather(dq, q.shape[2]) if need[0] else None,  # type: ignore[arg-type]
+        gather(dk, k.shape[2]) if need[1] else None,  # type: ignore[arg-type]
+        gather(dv, v.shape[2]) if need[2] else None,  # type: ignore[arg-type]
+        ddecay,
+        dstate if need[4] else None,
+        None,
+    )
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _decay_tangents(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, ddecay: Tensor, ends: Tensor | None, reverse: bool, late: bool
+) -> tuple[Tensor, Tensor]:
+    """How the sums of decays up to every token, and to the end, change: shapes that multiply tokens and states."""
+    reach, total = cumulate(spread(ddecay, heads(q, k, v)).to(decay.dtype), None, ends, reverse, late)
+    return (reach, total) if _is_vector(decay) else (reach.unsqueeze(-1), total.unsqueeze(-1))
+
+
+def _attend_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
+    q, k, v, decay, state, ends, read, write, keep, reverse, late, strict, columns = inputs
+    dq, dk, dv, ddecay, dstate = tangents[:5]
+    flags = read, write, keep, reverse, late, strict, columns
+    out, last = outputs
+    dout = dlast = None
+    if ddecay is not None:
+        h = heads(q, k, v)
+        reach, total = _decay_tangents(q, k, v, decay, ddecay, ends, reverse, late)
+        if columns:
+            dv = _add(dv, (-spread(v, h) * reach).to(v.dtype)) if dv is None else spread(dv, h) - (spread(v, h) * reach)
+            dout = out * reach.to(out.dtype)
+        else:
+            change_q, change_k = (spread(q, h) * reach).to(q.dtype), (spread(k, h) * reach).to(k.dtype)
+            dq = change_q if dq is None else spread(dq, h) + change_q
+            dk = -change_k if dk is None else spread(dk, h) - change_k
+        if keep:
+            dlast = last * (total.unsqueeze(-2) if columns else total.unsqueeze(-1)).to(last.dtype)
+    if dq is not None:
+        dout = _add(dout, attend(dq, k, v, decay, state, ends, read, write, False, *flags[3:])[0])
+    if dk is not None or dstate is not None:
+        dk = torch.zeros_like(k) if dk is None else dk
+        o, end = attend(q, dk, v, decay, dstate, ends, *flags)
+        dout, dlast = _add(dout, o), _add(dlast, end)
+    if dv is not None:
+        o, end = attend(q, k, dv.to(v.dtype), decay, None, ends, *flags)
+        dout, dlast = _add(dout, o), _add(dlast, end)
+    return dout, dlast.to(last.dtype) if keep and dlast is not None else torch.zeros_like(last)
+
+
+def _rows(*inputs: Any) -> tuple[int, ...]:
+    """Sequences of a batch are rows; sequences packed into one are not."""
+    return (0, 1, 2, 3, 4) if inputs[5] is None else ()
+
+
+def _allocate_normalized(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, t, h = *q.shape[:2], heads(q, k, v)
+    dtype = wide(q) if state is None else state.dtype
+    n = b if ends is None else ends.shape[0] - 1
+    last = (n, h, k.shape[-1], v.shape[-1] + 1) if rest[2] else (0,)
+    out = q.new_empty(b, t, h, v.shape[-1])
+    return out, q.new_empty(last, dtype=dtype), q.new_empty(b, t, h, dtype=wide(q))
+
+
+def with_ones(v: Tensor) -> Tensor:
+    """The sum of keys is the state of one more value, which is always one."""
+    return torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)
+
+
+def _save_normalized(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    out, last, denominator = output
+    read, ctx.eps, keep, reverse = inputs[6:]
+    ctx.flags = read, 1.0, keep, reverse, False, False, False
+    ctx.set_materialize_grads(False)
+    keep_last = inputs[3] is not None and keep
+    ctx.save_for_backward(*inputs[:6], out, denominator, last if keep_last else None)
+
+
+def _derive_normalized(
+    ctx: Any, dout: Tensor | None, dlast: Tensor | None, ddenominator: Tensor | None
+) -> tuple[Any, ...]:
+    q, k, v, decay, state, ends, out, denominator, last = ctx.saved_tensors
+    divisor = (denominator + ctx.eps).unsqueeze(-1)
+    dout = _zeros(q, k, v) if dout is None else dout
+    dsum = dout / divisor
+    below = -(dsum * out).sum(-1, keepdim=True)
+    below = below if ddenominator is None else below + ddenominator.unsqueeze(-1)
+    dsums = torch.cat([dsum, below], -1).to(q.dtype)
+    found = _attend_gradients(ctx, (q, k, with_ones(v), decay, state, ends, None, last), dsums, dlast)
+    dv = None if found[2] is None else found[2][..., :-1]
+    return *found[:2], dv, *found[3:], None, None, None, None
+
+
+def _normalized_jvp(
+    inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Any, Any, Any]:
+    q, k, v, decay, state, ends, read, eps, keep, reverse = inputs
+    out, last, denominator = outputs
+    dv = tangents[2]
+    dv = None if dv is None else torch.cat([dv, torch.zeros_like(dv[..., :1])], -1)
+    sums = q, k, with_ones(v), decay, state, ends, read, 1.0, keep, reverse, False, False, False
+    changes = *tangents[:2], dv, *tangents[3:6]
+    dsums, dlast = _attend_jvp(sums, changes, (out, last))
+    below = dsums[..., -1:]
+    dout = (dsums[..., :-1] - out * below) / (denominator + eps).unsqueeze(-1)
+    return dout.to(out.dtype), dlast, below.squeeze(-1).to(denominator.dtype)
+
+
+def _allocate_solve(
+    p: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return _allocate_attend(p, k, v, decay, state, ends, rest[0], None, None, None, None)
+
+
+def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, last = output
+    ctx.flags = inputs[6:]
+    ctx.set_materialize_grads(False)
+    keep_last = inputs[3] is not None and inputs[6]
+    ctx.save_for_backward(*inputs[:2], *inputs[3:6], x, last if keep_last else None)
+    ctx.value_heads = inputs[2].shape[2]
+
+
+def _derive_solve(ctx: Any, dx: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+    p, k, decay, state, ends, x, last = ctx.saved_tensors
+    keep, reverse, late = ctx.flags
+    need = ctx.needs_input_grad
+    columns = _is_vector(decay)
+    dx = torch.zeros_like(x) if dx is None else dx
+    end = None if dlast is None or not keep else -dlast
+    w, dstate = solve(k, p, dx, decay, end, ends, need[4], not reverse, not late)
+    dp = dk = ddecay = None
+    if need[0] or need[3]:
+        args = decay, _transposed(state), ends, 1.0, 1.0, False, reverse, late, True, columns
+        dp = -attend(w, x, k, *args)[0]
+    if need[1] or need[3]:
+        args = decay, _transposed(end), ends, 1.0, 1.0, False, not reverse, not late, True, columns
+        dk = -attend(x, w, p, *args)[0]
+    if need[3]:
+        ddecay = _decay_gradient(
+            decay, p, dp, k, dk, last, dlast if keep else None, ends, reverse, late, False  # type: ignore[arg-type]
+        )
+    return (
+        gather(dp, p.shape[2]) if need[0] else None,  # type: ignore[arg-type]
+        gather(dk, k.shape[2]) if need[1] else None,  # type: ignore[arg-type]
+        gather(w, ctx.value_heads) if need[2] else None,
+        ddecay,
+        (-dstate).to(state.dtype) if need[4] else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def _solve_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
+    p, k, v, decay, state, ends, keep, reverse, late = inputs
+    dp, dk, dv, ddecay, dstate = tangents[:5]
+    x, last = outputs
+    flags = 1.0, 1.0, keep, reverse, late, True, False
+    h = x.shape[2]
+    dlast = None
+    change = None if dv is None else spread(dv, h)
+    if ddecay is not None:
+        reach, total = _decay_tangents(p, k, v, decay, ddecay, ends, reverse, late)
+        change_p, change_k = (spread(p, h) * reach).to(p.dtype), (spread(k, h) * reach).to(k.dtype)
+        dp = change_p if dp is None else spread(dp, h) + change_p
+        dk = -change_k if dk is None else spread(dk, h) - change_k
+        if keep:
+            dlast = last * total.unsqueeze(-1).to(last.dtype)
+    if dp is not None:
+        change = _add(change, -attend(dp, k, x, decay, state, ends, 1.0, 1.0, False, *flags[3:])[0])
+    if dk is not None:
+        o, end = attend(p, dk, x, decay, None, ends, *flags)
+        change, dlast = _add(change, -o), _add(dlast, end)
+    change = torch.zeros_like(x) if change is None else change
+    dx, end = solve(p, k, change, decay, dstate, ends, keep, reverse, late)
+    return dx, _add(dlast, end) if keep else end
+
+
+def _allocate_cumulate(
+    x: Tensor, start: Tensor | None, ends: Tensor | None, reverse: bool, strict: bool
+) -> tuple[Tensor, Tensor]:
+    n = x.shape[0] if ends is None else ends.shape[0] - 1
+    return x.new_empty(x.shape), x.new_empty(n, *x.shape[2:])
+
+
+def _save_cumulate(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[2])
+    ctx.flags = inputs[3:]
+
+
+def _derive_cumulate(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
+    reverse, strict = ctx.flags
+    dx, dstart = cumulate(dout, dtotal, ctx.saved_tensors[0], not reverse, strict)
+    return dx, dstart if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _cumulate_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: Any) -> tuple[Tensor, Tensor]:
+    dx = torch.zeros_like(inputs[0]) if tangents[0] is None else tangents[0]
+    return cumulate(dx, tangents[1], *inputs[2:])
+
+
+def _allocate_collect(k: Tensor, v: Tensor, state: Tensor | None, ends: Tensor | None) -> Tensor:
+    n = k.shape[0] if ends is None else ends.shape[0] - 1
+    dtype = wide(k) if state is None else state.dtype
+    return k.new_empty(n, heads(k, v), k.shape[-1], v.shape[-1], dtype=dtype)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor) or x is None))
+    ctx.rest = [x for x in inputs if isinstance(x, float)]
+
+
+def _derive_collect(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    k, v, state, ends = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    dk = gather(read(v, dout.mT, ends, 1.0), k.shape[2]) if need[0] else None
+    dv = gather(read(k, dout, ends, 1.0), v.shape[2]) if need[1] else None
+    return dk, dv, dout if need[2] else None, None
+
+
+def _collect_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], output: Tensor) -> Tensor:
+    k, v, state, ends = inputs
+    dk, dv, change, _ = tangents
+    if dk is not None:
+        change = collect(dk, v, change, ends)
+    if dv is not None:
+        change = collect(k, dv, change, ends)
+    return change.to(output.dtype)
+
+
+def _allocate_read(q: Tensor, state: Tensor, ends: Tensor | None, scale: float) -> Tensor:
+    return q.new_empty(*q.shape[:2], max(q.shape[2], state.shape[1]), state.shape[-1])
+
+
+def _derive_read(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    q, state, ends = ctx.saved_tensors
+    (scale,) = ctx.rest
+    need = ctx.needs_input_grad
+    dq = gather(read(dout, state.mT, ends, scale), q.shape[2]) if need[0] else None
+    dstate = None
+    if need[1]:
+        dstate = scale * collect(q, dout, None, ends)
+        h = state.shape[1]
+        dstate = dstate if dstate.shape[1] == h else dstate.unflatten(1, (h, -1)).sum(2)
+    return dq, None if dstate is None else dstate.to(state.dtype), None, None
+
+
+def _read_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], output: Tensor) -> Tensor:
+    q, state, ends, scale = inputs
+    dq, dstate = tangents[:2]
+    change = None if dq is None else read(dq, state, ends, scale)
+    return change if dstate is None else _add(change, read(q, dstate, ends, scale))  # type: ignore[return-value]
+
+
+def _rows_of(ends: int, rows: tuple[int, ...]) -> Any:
+    return lambda *inputs: rows if inputs[ends] is None else ()
+
+
+attend = _ops.define(
+    "linear_attention",
+    "attend(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? cu_seqlens, float read, float write, "
+    "bool last, bool reverse, bool late, bool strict, bool columns) -> (Tensor, Tensor)",
+    _allocate_attend,
+    _save_attend,
+    _derive_attend,
+    rows=_rows,
+    jvp=_attend_jvp,
+)
+attend_normalized = _ops.define(
+    "linear_attention",
+    "attend_normalized(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? cu_seqlens, float read, "
+    "float eps, bool last, bool reverse) -> (Tensor, Tensor, Tensor)",
+    _allocate_normalized,
+    _save_normalized,
+    _derive_normalized,
+    rows=_rows,
+    jvp=_normalized_jvp,
+)
+attend_into = _ops.define(
+    "linear_attention",
+    "attend_into(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? cu_seqlens, float read, "
+    "float write, bool last, bool reverse, bool late, bool strict, bool columns, Tensor(a!) out) -> Tensor",
+    lambda *inputs: _allocate_attend(*inputs[:-1])[1],
+)
+attend_normalized_into = _ops.define(
+    "linear_attention",
+    "attend_normalized_into(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? cu_seqlens, "
+    "float read, float eps, bool last, bool reverse, Tensor(a!) out) -> (Tensor, Tensor)",
+    lambda *inputs: _allocate_normalized(*inputs[:-1])[1:],
+)
+solve = _ops.define(
+    "linear_attention",
+    "solve(Tensor p, Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? cu_seqlens, bool last, bool reverse, "
+    "bool late) -> (Tensor, Tensor)",
+    _allocate_solve,
+    _save_solve,
+    _derive_solve,
+    rows=_rows,
+    jvp=_solve_jvp,
+)
+cumulate = _ops.define(
+    "linear_attention",
+    "cumulate(Tensor x, Tensor? start, Tensor? cu_seqlens, bool reverse, bool strict) -> (Tensor, Tensor)",
+    _allocate_cumulate,
+    _save_cumulate,
+    _derive_cumulate,
+    rows=_rows_of(2, (0, 1)),
+    jvp=_cumulate_jvp,
+)
+collect = _ops.define(
+    "linear_attention",
+    "collect(Tensor k, Tensor v, Tensor? state, Tensor? cu_seqlens) -> Tensor",
+    _allocate_collect,
+    _save_inputs,
+    _derive_collect,
+    rows=_rows_of(3, (0, 1, 2)),
+    jvp=_collect_jvp,
+)
+read = _ops.define(
+    "linear_attention",
+    "read(Tensor q, Tensor state, Tensor? cu_seqlens, float scale) -> Tensor",
+    _allocate_read,
+    _save_inputs,
+    _derive_read,
+    rows=_rows_of(2, (0, 1)),
+    jvp=_read_jvp,
+)

@@ -261,8 +261,8 @@ def _check(
     if decay is not None:
         if not causal:
             raise ValueError("decay must be None if causal is False, got a tensor")
-        shapes = {1: decay.shape, 3: (b, t, decay.shape[-1]), 4: (b, t, decay.shape[-2], size)}
-        if shapes.get(decay.dim()) != decay.shape:
+        per_token = decay.dim() in (3, 4) and decay.shape[:2] == q.shape[:2] and decay.shape[3:] in ((), (size,))
+        if decay.dim() != 1 and not per_token:
             raise ValueError(
                 f"decay must have shape (H,), ({b}, {t}, H) or ({b}, {t}, H, {size}) to match k {tuple(k.shape)}, "
                 f"got {tuple(decay.shape)}"

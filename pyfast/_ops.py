@@ -103,7 +103,17 @@ def define(
                 outputs = op(*inputs)
         if save is not None:
             save(ctx, inputs, outputs)
+        if jvp is not None and forward_ad._current_level >= 0:
+            with forward_ad._set_fwd_grad_enabled(True):
+                if _has_tangent(inputs):
+                    ctx.tangents_of = inputs, outputs  # until the call of forward_mode that follows at once
         return outputs
+
+    def forward_mode(ctx: Any, *tangents: Any) -> Any:
+        inputs, outputs = ctx.tangents_of
+        del ctx.tangents_of
+        primals = [forward_ad.unpack_dual(x).primal if isinstance(x, Tensor) else x for x in inputs]
+        return jvp(primals, tangents, outputs)  # type: ignore[misc]
 
     def backward_lists(ctx: Any, *grads: Any) -> Any:
         needed = ctx.needs_input_grad
@@ -117,7 +127,7 @@ def define(
     methods = {
         "forward": staticmethod(forward),
         "backward": staticmethod(backward_lists if lists else backward or no_derivative),
-        "jvp": staticmethod(no_forward_mode),
+        "jvp": staticmethod(no_forward_mode if jvp is None else forward_mode),
     }
     node: Any = type(f"pyfast_{operator}", (_SingleLevelFunction,), methods)
 
@@ -126,21 +136,14 @@ def define(
             return node.apply(*_flatten(inputs), _unflatten([len(x) if _is_list(x) else -1 for x in inputs]))
         return node.apply(*inputs)
 
-    def forward_mode(inputs: Sequence[Any]) -> Any:
-        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in inputs]
-        primals, tangents = zip(*duals, strict=True)
-        outputs = op(*primals)
-        found = _as_tuple(jvp(primals, tangents, outputs))  # type: ignore[misc]
-        pairs = zip(_as_tuple(outputs), found, strict=True)
-        duals = [y if dy is None else forward_ad.make_dual(y, dy) for y, dy in pairs]
-        return tuple(duals) if isinstance(outputs, tuple) else duals[0]
-
     def autograd(_: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
             with forward_ad._set_fwd_grad_enabled(True):
-                leaves = (x for x in tree_leaves(inputs) if isinstance(x, Tensor))
-                if any(forward_ad.unpack_dual(x).tangent is not None for x in leaves):
-                    return forward_mode(inputs) if jvp is not None else no_forward_mode()
+                if _has_tangent(inputs):
+                    if jvp is None:
+                        no_forward_mode()
+                    with enable_single_level_autograd_function():
+                        return record(inputs)
         if torch.is_grad_enabled() and _any_requires_grad(*inputs):
             with enable_single_level_autograd_function():
                 return record(inputs)
@@ -196,6 +199,11 @@ def define(
     torch.library.register_vmap(op, batched, lib=_library)
     run.__name__ = run.__qualname__ = operator
     return run
+
+
+def _has_tangent(inputs: Sequence[Any]) -> bool:
+    leaves = (x for x in tree_leaves(inputs) if isinstance(x, Tensor))
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in leaves)
 
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:

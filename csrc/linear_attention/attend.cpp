@@ -35,15 +35,13 @@ void check_lengths(const char* name, const Lengths& ends, int64_t tokens) {
 }
 
 // Sequence n of head h out of `heads`; backwards if `reverse`.
-template <class S>
-Tokens<S> tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h, int64_t heads, int64_t count,
-                 bool reverse) {
+Tokens tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h, int64_t heads, int64_t count, bool reverse) {
     if (!x) return {};
     const auto [begin, end] = span(ends, n, count);
     const int64_t* stride = x.strides;
-    S* data = reinterpret_cast<S*>(x.data) + (ends ? 0 : n * stride[0]) + h * x.shape[2] / heads * stride[2];
-    data += (reverse ? end - 1 : begin) * stride[1];
-    return {data, reverse ? -stride[1] : stride[1], x.ndim > 3 ? stride[3] : 1};
+    const int64_t first = (ends ? 0 : n * stride[0]) + h * x.shape[2] / heads * stride[2] +
+                          (reverse ? end - 1 : begin) * stride[1];
+    return {x.data + first * (x.dtype.bits / 8), reverse ? -stride[1] : stride[1], x.ndim > 3 ? stride[3] : 1, x.dtype};
 }
 
 // state (N, H, K, V), or (N, H, K, V + 1) with the sum of keys last, to and from double
@@ -101,13 +99,11 @@ struct Call {
 };
 
 // One chunk of at most `count` tokens from t on: returns how many it took.
-template <class S, class F>
-int64_t chunk(const Call& c, const Tokens<const S> (&in)[3], Tokens<const F> g, Tokens<S> out, Tokens<F> denominator,
-              int64_t t, int64_t count, bool add_to_state, Work<F>& w, State<F>& s) {
-    const auto after = [t](auto x) { return decltype(x){x.row(t), x.token, x.element}; };
+template <class F>
+int64_t chunk(const Call& c, const Tokens (&in)[3], Tokens g, Tokens out, Tokens denominator, int64_t t, int64_t count, bool add_to_state, Work<F>& w, State<F>& s) {
     double head = 0, total = 0;
     if (c.kind == Decay::scalar) {
-        count = load_scalar_decay(after(g), count, c.flags.late, w, head, total);
+        count = load_scalar_decay(g.from(t), count, c.flags.late, w, head, total);
         for (int64_t i = 0; i < count; ++i) {
             F* gate = w.gate + i * w.c;
             const double reach = w.reach[i];
@@ -117,12 +113,12 @@ int64_t chunk(const Call& c, const Tokens<const S> (&in)[3], Tokens<const F> g, 
             w.end_factor[i] = exp(F(total - reach));
         }
     } else if (c.kind != Decay::none) {
-        count = load_vector_decay(after(g), count, c.kind == Decay::rows ? c.K : c.V, c.flags.late, w);
+        count = load_vector_decay(g.from(t), count, c.kind == Decay::rows ? c.K : c.V, c.flags.late, w);
     }
     const int64_t K = c.K, wide = w.wide;
-    load(after(in[0]), count, K, K, F(c.read), +w.q, K);
-    load(after(in[1]), count, K, K, F(c.write), +w.k, K);
-    load(after(in[2]), count, c.V, wide, F(1), +w.v, wide);
+    load(in[0].from(t), count, K, K, F(c.read), +w.q, K);
+    load(in[1].from(t), count, K, K, F(c.write), +w.k, K);
+    load(in[2].from(t), count, c.V, wide, F(1), +w.v, wide);
     const auto multiply = [count](F* x, const F* y, int64_t n) {
 #pragma omp simd
         for (int64_t i = 0; i < count * n; ++i) x[i] *= y[i];
@@ -150,9 +146,9 @@ int64_t chunk(const Call& c, const Tokens<const S> (&in)[3], Tokens<const F> g, 
         read<false, false>(w, s, count, c.kind);
     if (c.denominator) {
         divide(w, s, count, c.kind, F(c.eps));
-        store(w.denominator, 1, count, 1, after(denominator));
+        store(w.denominator, 1, count, 1, denominator.from(t));
     }
-    store(+w.out, wide, count, c.V, after(out));
+    store(+w.out, wide, count, c.V, out.from(t));
     if (add_to_state) {
         if (c.kind == Decay::scalar)
             for (int64_t i = 0; i < count; ++i) {
@@ -181,7 +177,7 @@ struct Desk {
     }
 };
 
-template <class S, class F = Wide<S>>
+template <class F>
 void run(Call& c) {
     c.measure();
     if (!c.N || !c.H) return;
@@ -195,7 +191,7 @@ void run(Call& c) {
     const int threads = team(tasks, numbers);
     std::vector<Desk<F>> desks;
     for (int i = 0; i < threads; ++i) desks.emplace_back(length, c, group);
-    use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * int64_t(sizeof(S)));
+    use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * (c.out.dtype.bits / 8));
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t task = 0; task < tasks; ++task) {
         Work<F>& w = desks[omp_get_thread_num()].work;
@@ -207,15 +203,9 @@ void run(Call& c) {
         for (int64_t t = 0; t < count; t += length) {
             const int64_t next = std::min(t + length, count), until = std::min(next + length, count);
             for (int64_t h = first; h < past; ++h) {
-                const auto view = [&]<class X>(const Strided& x) {
-                    return tokens<X>(x, c.ends, n, h, c.H, c.T, c.reverse);
-                };
-                const Tokens<const S> in[3] = {view.template operator()<const S>(c.q),
-                                               view.template operator()<const S>(c.k),
-                                               view.template operator()<const S>(c.v)};
-                const auto g = view.template operator()<const F>(c.decay);
-                const auto out = view.template operator()<S>(c.out);
-                const auto denominator = view.template operator()<F>(c.denominator);
+                const auto view = [&](const Strided& x) { return tokens(x, c.ends, n, h, c.H, c.T, c.reverse); };
+                const Tokens in[3] = {view(c.q), view(c.k), view(c.v)}, g = view(c.decay), out = view(c.out);
+                const Tokens denominator = view(c.denominator);
                 prefetch(in[0], next, until, c.K);
                 prefetch(in[1], next, until, c.K);
                 prefetch(in[2], next, until, c.V);
@@ -229,21 +219,18 @@ void run(Call& c) {
     }
 }
 
-// Calls f.operator()<dtype of x>().
+// Calls f with a null pointer to what is computed in when x is in memory.
 template <class Function>
-void with_dtype(const Strided& x, Function f) {
-    if (x.is<float>())
-        f.template operator()<float>();
-    else if (x.is<double>())
-        f.template operator()<double>();
-    else if (x.is<Half>())
-        f.template operator()<Half>();
+void with_wide(const Strided& x, Function f) {
+    if (x.is<double>())
+        f(static_cast<double*>(nullptr));
     else
-        f.template operator()<Bfloat>();
+        f(static_cast<float*>(nullptr));
 }
 
 void run_any(Call& c) {
-    with_dtype(c.q, [&]<class S>() { run<S>(c); });
+    const bool wide = c.q.is<double>() || c.k.is<double>() || c.v.is<double>();
+    wide ? run<double>(c) : run<float>(c);
 }
 
 void attend(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read, double write,
@@ -269,8 +256,7 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
     const int64_t T = k.shape[1], K = k.shape[3], V = v.shape[3], N = out.shape[0], H = out.shape[1], length = 32;
     check_lengths("cu_seqlens", ends, T);
     if (!N || !H) return;
-    with_dtype(k, [&]<class S>() {
-        using F = Wide<S>;
+    with_wide(k, [&]<class F>(F*) {
         const int threads = team(N * H, k.shape[0] * T * H * (K + V));
         std::vector<Work<F>> works;
         std::vector<State<F>> states;
@@ -283,15 +269,15 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
             Work<F>& w = works[omp_get_thread_num()];
             State<F>& s = states[omp_get_thread_num()];
             const int64_t n = task / H, h = task % H;
-            const auto x = tokens<const S>(k, ends, n, h, H, T, false), y = tokens<const S>(v, ends, n, h, H, T, false);
+            const auto x = tokens(k, ends, n, h, H, T, false), y = tokens(v, ends, n, h, H, T, false);
             const auto [begin, end] = span(ends, n, T);
             load_state(state, n, h, H, s, K, V, w.wide);
             for (int64_t t = 0; t < end - begin; t += length) {
                 const int64_t count = std::min(length, end - begin - t), next = t + count;
                 prefetch(x, next, std::min(next + length, end - begin), K);
                 prefetch(y, next, std::min(next + length, end - begin), V);
-                load(Tokens<const S>{x.row(t), x.token, x.element}, count, K, K, F(1), +w.k, K);
-                load(Tokens<const S>{y.row(t), y.token, y.element}, count, V, w.wide, F(1), +w.v, w.wide);
+                load(x.from(t), count, K, K, F(1), +w.k, K);
+                load(y.from(t), count, V, w.wide, F(1), +w.v, w.wide);
                 add(w, s, +w.v, count, Decay::none, 1);
             }
             store_state(out, n, h, H, s, K, V, w.wide);
@@ -304,8 +290,7 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
     const int64_t T = q.shape[1], K = q.shape[3], V = state.shape[3], N = state.shape[0], H = out.shape[2], length = 32;
     check_lengths("cu_seqlens", ends, T);
     if (!N || !H || !V) return;
-    with_dtype(q, [&]<class S>() {
-        using F = Wide<S>;
+    with_wide(q, [&]<class F>(F*) {
         const int threads = team(N * H, q.shape[0] * T * H * (K + V));
         std::vector<Work<F>> works;
         std::vector<State<F>> states;
@@ -318,14 +303,14 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
             Work<F>& w = works[omp_get_thread_num()];
             State<F>& s = states[omp_get_thread_num()];
             const int64_t n = task / H, h = task % H, wide = w.wide;
-            const auto x = tokens<const S>(q, ends, n, h, H, T, false);
-            const auto y = tokens<S>(out, ends, n, h, H, T, false);
+            const auto x = tokens(q, ends, n, h, H, T, false);
+            const auto y = tokens(out, ends, n, h, H, T, false);
             const auto [begin, end] = span(ends, n, T);
             load_state(state, n, h, H, s, K, V, wide);
             for (int64_t t = 0; t < end - begin; t += length) {
                 const int64_t count = std::min(length, end - begin - t), next = t + count;
                 prefetch(x, next, std::min(next + length, end - begin), K);
-                load(Tokens<const S>{x.row(t), x.token, x.element}, count, K, K, F(scale), +w.q, K);
+                load(x.from(t), count, K, K, F(scale), +w.q, K);
                 for_tiles<F>(count, wide, [&]<int M, int L>(int64_t row, int64_t column) {
                     Tile<F, M, L> tile;
                     tile.add(w.q + row * K, K, 1, s.narrow + column, wide, K);
@@ -333,7 +318,7 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
                         for (int j = 0; j < L; ++j)
                             at(w.out + (row + m) * wide + column + j * lanes<F>) = tile.sum[m][j];
                 });
-                store(+w.out, wide, count, V, Tokens<S>{y.row(t), y.token, y.element});
+                store(+w.out, wide, count, V, y.from(t));
             }
         }
     });
@@ -345,7 +330,7 @@ void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict,
     const int64_t T = x.shape[1], H = x.shape[2], D = x.ndim > 3 ? x.shape[3] : 1, N = total.shape[0];
     check_lengths("cu_seqlens", ends, T);
     if (!N || !H) return;
-    with_dtype(x, [&]<class S>() {
+    with_wide(x, [&]<class S>(S*) {
         const int threads = team(N * H, x.shape[0] * T * H * D);
         std::vector<std::vector<double>> sums(threads, std::vector<double>(D));
         const auto at_state = [&](const Strided& y, int64_t n, int64_t h, int64_t i) {
@@ -355,13 +340,13 @@ void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict,
         for (int64_t task = 0; task < N * H; ++task) {
             const int64_t n = task / H, h = task % H;
             double* sum = sums[omp_get_thread_num()].data();
-            const auto from = tokens<const S>(x, ends, n, h, H, T, reverse);
-            const auto to = tokens<S>(out, ends, n, h, H, T, reverse);
+            const auto from = tokens(x, ends, n, h, H, T, reverse);
+            const auto to = tokens(out, ends, n, h, H, T, reverse);
             const auto [begin, end] = span(ends, n, T);
             for (int64_t i = 0; i < D; ++i) sum[i] = start ? double(*at_state(start, n, h, i)) : 0;
             for (int64_t t = 0; t < end - begin; ++t) {
-                const S* a = from.row(t);
-                S* b = to.row(t);
+                const S* a = from.row<S>(t);
+                S* b = to.row<S>(t);
                 for (int64_t i = 0; i < D; ++i) {
                     const double before = sum[i];
                     sum[i] += double(a[i * from.element]);

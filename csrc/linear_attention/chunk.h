@@ -45,7 +45,7 @@ struct Work {
     int64_t chunk, K, V, wide, D;        // tokens in a chunk; sizes; V in whole vectors; decays of a token in rows of D
     int64_t c;                           // the chunk in whole vectors
     Buffer<F> q, k, kt, v, out, scores, gate, up, down, head, last;
-    Buffer<double> run;
+    Buffer<double> run, fresh;
     double reach[room];  // E of every token
     F read_factor[room], end_factor[room], denominator[room];
 
@@ -69,7 +69,8 @@ struct Work {
           down(c * D),
           head(D),
           last(D),
-          run(D) {
+          run(D),
+          fresh(D) {
         std::fill_n(+up, c * D, F(1));  // of columns that pad V
         std::fill_n(+down, c * D, F(1));
     }
@@ -89,11 +90,12 @@ struct State {
 // Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays small.
 // Scalars leave `reach`, E per token, all differences of which are exact enough; vectors leave exp(E) and exp(-E).
 template <class F>
-int64_t load_scalar_decay(Tokens<const F> g, int64_t count, bool late, Work<F>& w, double& head, double& total) {
+int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double& head, double& total) {
     double run = 0;
     head = 0;
     for (int64_t t = 0; t < count; ++t) {
-        const double x = double(g.row(t)[0]);
+        double x = 0;
+        load(g.from(t), 1, 1, 1, 1.0, &x, 1);
         if (!late) {
             if (t == 0)
                 head = x;
@@ -112,27 +114,28 @@ int64_t load_scalar_decay(Tokens<const F> g, int64_t count, bool late, Work<F>& 
 }
 
 template <class F>
-int64_t load_vector_decay(Tokens<const F> g, int64_t count, int64_t D, bool late, Work<F>& w) {
+int64_t load_vector_decay(Tokens g, int64_t count, int64_t D, bool late, Work<F>& w) {
     constexpr double limit = 8;  // exp(8) * exp(-8) loses 5e-7 to the rounding of the exponents, no more
     std::fill_n(+w.run, w.D, 0.0);
     std::fill_n(+w.head, w.D, F(1));
     std::fill_n(+w.last, w.D, F(1));
     int64_t length = count;
+    double *run = w.run, *x = w.fresh;
     for (int64_t t = 0; t < length; ++t) {
-        const F* x = g.row(t);
-        double *run = w.run, most = 0;
+        double most = 0;
+        load(g.from(t), 1, D, D, 1.0, x, D);
         if (!late && t == 0) {
-            for (int64_t i = 0; i < D; ++i) w.head[i] = exp(x[i * g.element]);
+            for (int64_t i = 0; i < D; ++i) w.head[i] = exp(F(x[i]));
         } else if (!late) {
             for (int64_t i = 0; i < D; ++i) {
-                const double next = run[i] + double(x[i * g.element]);
-                most = std::fabs(next) > most ? std::fabs(next) : most;
+                const double next = std::fabs(run[i] + x[i]);
+                most = next > most ? next : most;
             }
             if (most > limit) {
                 length = t;
                 break;
             }
-            for (int64_t i = 0; i < D; ++i) run[i] += double(x[i * g.element]);
+            for (int64_t i = 0; i < D; ++i) run[i] += x[i];
         }
         F *up = &w.up[t * w.D], *down = &w.down[t * w.D];
 #pragma omp simd
@@ -143,7 +146,7 @@ int64_t load_vector_decay(Tokens<const F> g, int64_t count, int64_t D, bool late
         }
         if (late) {
             for (int64_t i = 0; i < D; ++i) {
-                run[i] += double(x[i * g.element]);
+                run[i] += x[i];
                 most = std::fabs(run[i]) > most ? std::fabs(run[i]) : most;
             }
             if (most > limit) length = t + 1;

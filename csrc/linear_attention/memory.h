@@ -10,51 +10,73 @@
 
 namespace pyfast::linear_attention {
 
-// One head of one sequence: `data` is its first token in the order of processing.
-template <class S>
+// One head of one sequence: `data` is its first token in the order of processing; strides in elements.
 struct Tokens {
-    S* data = nullptr;
-    ptrdiff_t token = 0, element = 0;  // strides
-    S* row(int64_t t) const { return data + t * token; }
+    char* data = nullptr;
+    ptrdiff_t token = 0, element = 0;
+    dlpack::DType dtype{};
+
+    template <class S>
+    S* row(int64_t t) const {
+        return reinterpret_cast<S*>(data) + t * token;
+    }
+    Tokens from(int64_t t) const { return {data + t * token * (dtype.bits / 8), token, element, dtype}; }
+
+    // Calls f with a null pointer to the type of the elements.
+    template <class Function>
+    void typed(Function f) const {
+        if (dtype == dlpack::dtype<float>)
+            f(static_cast<float*>(nullptr));
+        else if (dtype == dlpack::dtype<double>)
+            f(static_cast<double*>(nullptr));
+        else if (dtype == dlpack::dtype<Half>)
+            f(static_cast<Half*>(nullptr));
+        else
+            f(static_cast<Bfloat*>(nullptr));
+    }
 };
 
 // Row t = scale * token t: (count, size), rows `stride` apart and padded with zeros to `padded`.
-template <class S, class F>
-void load(Tokens<const S> from, int64_t count, int64_t size, int64_t padded, F scale, F* to, int64_t stride) {
-    for (int64_t t = 0; t < count; ++t) {
-        const S* x = from.row(t);
-        F* y = to + t * stride;
-        if (from.element == 1) {
+template <class F>
+void load(Tokens from, int64_t count, int64_t size, int64_t padded, F scale, F* to, int64_t stride) {
+    from.typed([&]<class S>(S*) {
+        for (int64_t t = 0; t < count; ++t) {
+            const S* x = from.row<S>(t);
+            F* y = to + t * stride;
+            if (from.element == 1) {
 #pragma omp simd
-            for (int64_t i = 0; i < size; ++i) y[i] = scale * F(x[i]);
-        } else {
-            for (int64_t i = 0; i < size; ++i) y[i] = scale * F(x[i * from.element]);
+                for (int64_t i = 0; i < size; ++i) y[i] = scale * F(x[i]);
+            } else {
+                for (int64_t i = 0; i < size; ++i) y[i] = scale * F(x[i * from.element]);
+            }
+            for (int64_t i = size; i < padded; ++i) y[i] = 0;
         }
-        for (int64_t i = size; i < padded; ++i) y[i] = 0;
-    }
+    });
 }
 
-template <class S, class F>
-void store(const F* from, int64_t stride, int64_t count, int64_t size, Tokens<S> to) {
-    for (int64_t t = 0; t < count; ++t) {
-        const F* x = from + t * stride;
-        S* y = to.row(t);
-        if (to.element == 1) {
+template <class F>
+void store(const F* from, int64_t stride, int64_t count, int64_t size, Tokens to) {
+    to.typed([&]<class S>(S*) {
+        for (int64_t t = 0; t < count; ++t) {
+            const F* x = from + t * stride;
+            S* y = to.row<S>(t);
+            if (to.element == 1) {
 #pragma omp simd
-            for (int64_t i = 0; i < size; ++i) y[i] = S(x[i]);
-        } else {
-            for (int64_t i = 0; i < size; ++i) y[i * to.element] = S(x[i]);
+                for (int64_t i = 0; i < size; ++i) y[i] = S(x[i]);
+            } else {
+                for (int64_t i = 0; i < size; ++i) y[i * to.element] = S(x[i]);
+            }
         }
-    }
+    });
 }
 
 // Asks for the tokens that are loaded next: their rows lie far apart, where the processor does not guess.
-template <class S>
-void prefetch(Tokens<const S> from, int64_t begin, int64_t end, int64_t size) {
+inline void prefetch(Tokens from, int64_t begin, int64_t end, int64_t size) {
     if (from.element != 1) return;
+    const int64_t bytes = from.dtype.bits / 8;
     for (int64_t t = begin; t < end; ++t) {
-        const char* x = reinterpret_cast<const char*>(from.row(t));
-        for (int64_t i = 0; i < size * int64_t(sizeof(S)); i += 64) __builtin_prefetch(x + i, 0, 2);
+        const char* x = from.data + t * from.token * bytes;
+        for (int64_t i = 0; i < size * bytes; i += 64) __builtin_prefetch(x + i, 0, 2);
     }
 }
 

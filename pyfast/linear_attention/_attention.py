@@ -59,7 +59,8 @@ def attention(
             token and key dimension, as in gated linear attention. float32, or float64 with float64 tokens; 16 bits are
             widened.
         beta: (B, T, H) how much of a token is written, for the delta rule.
-        normalize: whether each result is divided by ``scale q_t'(sum of keys) + eps``, as after feature maps.
+        normalize: whether each result is divided by ``scale q_t'(sum of keys) + eps``, as after feature maps; not with
+            ``beta``.
         eps: added to that divisor.
         initial_state: (N, H, K, V) the state before the first token, float32 or float64; N is the number of sequences.
             With ``normalize`` (N, H, K, V + 1), where the last column is the sum of keys.
@@ -69,8 +70,10 @@ def attention(
             tokens; empty ones are allowed.
         cu_seqlens_k: the same for k and v, if ``causal`` is false and it differs; ``cu_seqlens`` by default.
         group: a ``torch.distributed`` process group whose ranks hold consecutive parts of the tokens, of any lengths, in
-            the order of the ranks. The result is this rank's part of the attention over all tokens, and the final state
-            the state after all. One exchange of states among the ranks.
+            the order of the ranks, with the same options and ``initial_state``. The result is this rank's part of the
+            attention over all tokens, and the final state the state after all. One exchange of states among the ranks;
+            gradients are those of the sum of the ranks' losses, of which each rank finds its share: for what the ranks
+            have in common, as ``initial_state``, their sum is the whole. All ranks have to run the backward pass.
         out: where to write the result, of its shape and dtype, with any strides; without gradients.
 
     Returns:
@@ -95,26 +98,42 @@ def attention(
     """
     if out is not None:
         _check_out(out, q, k, v, (q, k, v, decay, beta, initial_state))
-    scale = _check(q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k)
+    try:
+        scale = _check(
+            q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k
+        )
+    except (TypeError, ValueError):
+        if group is not None:
+            from pyfast.linear_attention import _parallel
+
+            _parallel.refuse(group)
+        raise
     if decay is not None:
         decay = decay if decay.dtype == torch.float64 == q.dtype else decay.to(ops.wide(q))
         decay = decay.expand(*k.shape[:2], -1) if decay.dim() == 1 else decay
-    keep = output_final_state
-    ones = normalize and (beta is not None or not causal or group is not None)
+    keep = output_final_state and group is None
+    ones = normalize and not causal
+    kind = q.dtype
+    if ones or beta is not None:  # differences and quotients of sums, for which 16 bits would not do
+        q, k, v = (x.to(ops.wide(q)) for x in (q, k, v))
     values = ops.with_ones(v) if ones else v
     write = k
     if beta is not None:
         h = ops.heads(k, beta)
-        write = ops.spread(beta, h).to(k.dtype).unsqueeze(-1) * ops.spread(k, h)
+        write = ops.spread(beta.to(k.dtype), h).unsqueeze(-1) * ops.spread(k, h)
     state = initial_state
     if group is not None:
         from pyfast.linear_attention import _parallel
 
+        sums = ops.with_ones(v) if normalize else v
         erase = None if beta is None else k
-        state = _parallel.first_state(write, values, decay, erase, initial_state, cu_seqlens, causal, reverse, group)
-    into = out is not None and causal and not ones
+        state, total = _parallel.states(
+            q, write, sums, decay, erase, initial_state, cu_seqlens, normalize, causal, reverse, group
+        )
+    into = out is not None and causal and not ones and q.dtype == kind
     if not causal:
-        last = ops.collect(k, values, state, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
+        ends = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+        last = ops.collect(k, values, state, ends) if group is None else total
         result = ops.read(q, last, cu_seqlens, scale)
     elif normalize and not ones:
         args = q, k, v, decay, state, cu_seqlens, scale, eps, keep, reverse
@@ -124,6 +143,8 @@ def attention(
             result, last, _ = ops.attend_normalized(*args)
     else:
         if beta is not None:
+            values = ops.spread(values, ops.heads(q, k, v))  # each head of q has a state, so its own solution
+            values = values.to(ops.exact(v))
             values, _ = ops.solve(k, write, values, decay, state, cu_seqlens, False, reverse, False)
         args = q, write, values, decay, state, cu_seqlens, scale, 1.0, keep, reverse, False, False, False
         if into:
@@ -132,11 +153,12 @@ def attention(
             result, last = ops.attend(*args)
     if ones:
         result = result[..., :-1] / (result[..., -1:] + eps)
-    if group is not None and keep:
-        last = _parallel.last_state(last, causal, reverse, group)
+    result = result.to(kind)
+    if group is not None:
+        last = total.to(ops.wide(q) if initial_state is None else initial_state.dtype)
     if out is not None and not into:
         result = out.copy_(result)
-    return (result, last) if keep else result
+    return (result, last) if output_final_state else result
 
 
 def step(
@@ -254,6 +276,8 @@ def _check(
     if beta is not None:
         if not causal:
             raise ValueError("beta must be None if causal is False, got a tensor")
+        if normalize:
+            raise ValueError("normalize must be False with beta, whose sums may vanish, got True")
         if beta.dim() != 3 or beta.shape[0] != b or beta.shape[1] != t:
             raise ValueError(f"beta must have shape ({b}, {t}, H) to match k {tuple(k.shape)}, got {tuple(beta.shape)}")
         if beta.dtype not in _FLOATS:
@@ -311,8 +335,7 @@ def _check(
     for name, x in (("cu_seqlens", ends), ("cu_seqlens_k", ends_k)):
         if x is not None and x.device != device:
             raise TypeError(f"{name} must be on the device of q, {device}, got {x.device}")
-    if scale is None:
-        return float(size**-0.5) if size else 1.0
+    scale = (size or 1) ** -0.5 if scale is None else scale
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     if not 0 <= eps < math.inf:

@@ -24,6 +24,14 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def exact(x: Tensor) -> torch.dtype:
+    """What the delta rule's values are kept in: each corrects the sum of those before, and rounding would add up.
+
+    A processor computes in it at half the speed; a GPU's matrix units would not at all.
+    """
+    return torch.float64 if x.device.type == "cpu" else wide(x)
+
+
 def heads(*tensors: Tensor) -> int:
     """The number of heads: tensors with fewer share each of theirs among several."""
     return max(x.shape[2] for x in tensors)
@@ -39,7 +47,7 @@ def gather(x: Tensor, h: int) -> Tensor:
     return x if x.shape[2] == h else x.unflatten(2, (h, -1)).sum(3)
 
 
-def _transposed(state: Tensor | None) -> Tensor | None:
+def _mT(state: Tensor | None) -> Tensor | None:
     return None if state is None else state.mT
 
 
@@ -48,7 +56,7 @@ def _is_vector(decay: Tensor | None) -> bool:
 
 
 def _zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q.new_zeros(*q.shape[:2], heads(q, k, v), v.shape[-1])
+    return v.new_zeros(*q.shape[:2], heads(q, k, v), v.shape[-1])
 
 
 def _allocate_attend(
@@ -57,8 +65,8 @@ def _allocate_attend(
     b, t, h = *q.shape[:2], heads(q, k, v)
     dtype = wide(q) if state is None else state.dtype
     n = b if ends is None else ends.shape[0] - 1
-    last = (n, h, k.shape[-1], v.shape[-1]) if rest[-_LAST_FROM_END] else (0,)
-    return q.new_empty(b, t, h, v.shape[-1]), q.new_empty(last, dtype=dtype)
+    last = (n, h, k.shape[-1], v.shape[-1]) if rest[-_LAST_FROM_END] else (n, 0)
+    return v.new_empty(b, t, h, v.shape[-1]), v.new_empty(last, dtype=dtype)
 
 
 _LAST_FROM_END = 5  # attend's flags: last, reverse, late, strict, columns
@@ -104,38 +112,36 @@ def _derive_attend(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple
     return *_attend_gradients(ctx, ctx.saved_tensors, dout, dlast), None, None, None, None, None, None, None, None
 
 
-def _attend_gradients(ctx: Any, saved: tuple[Any, ...], dout: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+def _attend_gradients(
+    ctx: Any, saved: tuple[Any, ...], dout: Tensor | None, dlast: Tensor | None, width: int | None = None
+) -> tuple[Any, ...]:
+    """Of attend's six tensors. Of v, only the first ``width`` columns are wanted."""
     q, k, v, decay, state, ends, out, last = saved
     read, write, keep, reverse, late, strict, columns = ctx.flags
     need = ctx.needs_input_grad
-    vector = _is_vector(decay)
+    flipped = _is_vector(decay) and not columns
     dlast = dlast if keep else None
     dout = _zeros(q, k, v) if dout is None else dout
-    flipped = vector and not columns
-    with_columns = need[3] and columns
+    # The gradient of a decay is a sum of differences: 16 bits of its terms would not do.
+    q_, k_ = (q.to(wide(q)), k.to(wide(k))) if need[3] else (q, k)
     dq = dk = dv = ddecay = dstate = None
-    if need[0] or (need[3] and not with_columns):
-        args = decay, _transposed(state), ends, read, write, False, reverse, late, strict, flipped
-        dq, _ = attend(dout, v, k, *args)
-    if need[1] or (need[3] and not with_columns):
-        args = decay, _transposed(dlast), ends, write, read, need[4], not reverse, not late, strict, flipped
-        dk, dstate = attend(v, dout, q, *args)
-        dstate = dstate.mT if need[4] else None
-    if need[2] or with_columns or (need[4] and dstate is None):
-        keep = need[4] and dstate is None
-        dv, found = attend(k, q, dout, decay, dlast, ends, write, read, keep, not reverse, not late, strict, columns)
-        dstate = found if keep else dstate
+    if need[0] or (need[3] and not columns):
+        dq, _ = attend(dout, v, k_, decay, _mT(state), ends, read, write, False, reverse, late, strict, flipped)
+    if need[1] or need[4] or (need[3] and not columns):
+        flags = write, read, need[4], not reverse, not late, strict, flipped
+        dk, dstate = attend(v, dout, q_, decay, _mT(dlast), ends, *flags)
+    if need[2] or (need[3] and columns):
+        flags = write, read, False, not reverse, not late, strict, columns
+        dv, _ = attend(k, q, dout[..., :width], decay, None if dlast is None else dlast[..., :width], ends, *flags)
     if need[3]:
         pairs = (out, dout, v, dv) if columns else (q, dq, k, dk)
         ddecay = _decay_gradient(decay, *pairs, last, dlast, ends, reverse, late, columns)  # type: ignore[arg-type]
-    if dstate is not None and state is not None:
-        dstate = dstate.to(state.dtype)
     return (
-        gather(dq, q.shape[2]) if need[0] else None,  # type: ignore[arg-type]
-        gather(dk, k.shape[2]) if need[1] else None,  # type: ignore[arg-type]
+        gather(dq, q.shape[2]).to(q.dtype) if need[0] else None,  # type: ignore[arg-type]
+        gather(dk, k.shape[2]).to(k.dtype) if need[1] else None,  # type: ignore[arg-type]
         gather(dv, v.shape[2]) if need[2] else None,  # type: ignore[arg-type]
         ddecay,
-        dstate if need[4] else None,
+        dstate.mT.to(state.dtype) if need[4] else None,  # type: ignore[union-attr]
         None,
     )
 
@@ -193,8 +199,8 @@ def _allocate_normalized(
     b, t, h = *q.shape[:2], heads(q, k, v)
     dtype = wide(q) if state is None else state.dtype
     n = b if ends is None else ends.shape[0] - 1
-    last = (n, h, k.shape[-1], v.shape[-1] + 1) if rest[2] else (0,)
-    out = q.new_empty(b, t, h, v.shape[-1])
+    last = (n, h, k.shape[-1], v.shape[-1] + 1) if rest[2] else (n, 0)
+    out = v.new_empty(b, t, h, v.shape[-1])
     return out, q.new_empty(last, dtype=dtype), q.new_empty(b, t, h, dtype=wide(q))
 
 
@@ -216,15 +222,15 @@ def _derive_normalized(
     ctx: Any, dout: Tensor | None, dlast: Tensor | None, ddenominator: Tensor | None
 ) -> tuple[Any, ...]:
     q, k, v, decay, state, ends, out, denominator, last = ctx.saved_tensors
-    divisor = (denominator + ctx.eps).unsqueeze(-1)
     dout = _zeros(q, k, v) if dout is None else dout
-    dsum = dout / divisor
+    if out.dtype != wide(q):  # 16 bits of it would not do for the difference below
+        out, _, _ = attend_normalized(q, k, v.to(wide(q)), decay, state, ends, *ctx.flags[:1], ctx.eps, *ctx.flags[2:4])
+    dsum = dout / (denominator + ctx.eps).unsqueeze(-1)
     below = -(dsum * out).sum(-1, keepdim=True)
     below = below if ddenominator is None else below + ddenominator.unsqueeze(-1)
-    dsums = torch.cat([dsum, below], -1).to(q.dtype)
-    found = _attend_gradients(ctx, (q, k, with_ones(v), decay, state, ends, None, last), dsums, dlast)
-    dv = None if found[2] is None else found[2][..., :-1]
-    return *found[:2], dv, *found[3:], None, None, None, None
+    saved = q, k, with_ones(v.to(dsum.dtype)), decay, state, ends, None, last
+    dq, dk, dv, *rest = _attend_gradients(ctx, saved, torch.cat([dsum, below], -1), dlast, v.shape[-1])
+    return dq, dk, None if dv is None else dv.to(v.dtype), *rest, None, None, None, None
 
 
 def _normalized_jvp(
@@ -265,20 +271,21 @@ def _derive_solve(ctx: Any, dx: Tensor | None, dlast: Tensor | None) -> tuple[An
     dx = torch.zeros_like(x) if dx is None else dx
     end = None if dlast is None or not keep else -dlast
     w, dstate = solve(k, p, dx, decay, end, ends, need[4], not reverse, not late)
+    p_, k_ = (p.to(wide(p)), k.to(wide(k))) if need[3] else (p, k)  # as in attend's
     dp = dk = ddecay = None
     if need[0] or need[3]:
-        args = decay, _transposed(state), ends, 1.0, 1.0, False, reverse, late, True, columns
-        dp = -attend(w, x, k, *args)[0]
+        args = decay, _mT(state), ends, 1.0, 1.0, False, reverse, late, True, columns
+        dp = -attend(w, x, k_, *args)[0]
     if need[1] or need[3]:
-        args = decay, _transposed(end), ends, 1.0, 1.0, False, not reverse, not late, True, columns
-        dk = -attend(x, w, p, *args)[0]
+        args = decay, _mT(end), ends, 1.0, 1.0, False, not reverse, not late, True, columns
+        dk = -attend(x, w, p_, *args)[0]
     if need[3]:
         ddecay = _decay_gradient(
             decay, p, dp, k, dk, last, dlast if keep else None, ends, reverse, late, False  # type: ignore[arg-type]
         )
     return (
-        gather(dp, p.shape[2]) if need[0] else None,  # type: ignore[arg-type]
-        gather(dk, k.shape[2]) if need[1] else None,  # type: ignore[arg-type]
+        gather(dp, p.shape[2]).to(p.dtype) if need[0] else None,  # type: ignore[arg-type]
+        gather(dk, k.shape[2]).to(k.dtype) if need[1] else None,  # type: ignore[arg-type]
         gather(w, ctx.value_heads) if need[2] else None,
         ddecay,
         (-dstate).to(state.dtype) if need[4] else None,

@@ -42,7 +42,7 @@ def attention(
     out = torch.stack(outs) if cu_seqlens is None else torch.cat(outs)[None]
     if normalize:
         out = out[..., :-1] / (out[..., -1:] + eps)
-    return out, torch.stack(states)
+    return out.to(q.dtype), torch.stack(states)
 
 
 def decay_of(q, k, v, decay):
@@ -66,12 +66,12 @@ def recurrence(q, k, v, decay, beta, state, scale, causal, reverse):
             state = (a[:, None, None] if a.dim() == 1 else a[:, :, None]) * state
         value = v[t]
         if beta is not None:
-            value = beta[t][:, None] * (value - torch.einsum("hkv,hk->hv", state, k[t]))
-        state = state + torch.einsum("hk,hv->hkv", k[t], value)
+            value = beta[t][:, None] * (value - (state * k[t][:, :, None]).sum(1))
+        state = state + k[t][:, :, None] * value[:, None, :]
         if causal:
-            outs[t] = scale * torch.einsum("hkv,hk->hv", state, q[t])
+            outs[t] = scale * (state * q[t][:, :, None]).sum(1)
     if not causal:
-        return scale * torch.einsum("hkv,thk->thv", state, q), state
+        return scale * (state * q[..., None]).sum(2), state
     if not outs:
         return v.new_zeros(0, heads, v.shape[-1]), state
     return torch.stack([outs[t] for t in tokens]), state

@@ -27,6 +27,9 @@ _library = torch.library.Library("pyfast", "DEF")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad  # looks into lists of tensors too
 _func_active = torch._C._are_functorch_transforms_active
+_modes_active = torch._C._len_torch_dispatch_stack
+_profiler_enabled = torch.autograd._profiler_enabled
+_PLAIN = (Tensor, torch.nn.Parameter)
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # what torch.func left in a graph that outlives it
 
 
@@ -187,8 +190,19 @@ def define(
         inputs = tuple([_unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in inputs])
         if torch.is_grad_enabled() and _any_requires_grad(*inputs):
             return node.apply(*inputs)
+        if direct(inputs):
+            return cpu(*inputs)
         with _below_autograd():
             return op(*inputs)
+
+    def direct(inputs: Sequence[Any]) -> bool:
+        """Whether the dispatcher would do nothing but find the CPU: plain tensors, no mode to tell."""
+        if _modes_active() or _profiler_enabled():
+            return False
+        for x in inputs:
+            if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu and not x.is_neg()):
+                return False
+        return True
 
     _library.impl(operator, cpu, "CPU")
     _library.impl(operator, cuda, "CUDA")

@@ -321,6 +321,16 @@ def test_same_bits_on_any_number_of_threads(threads, form, b, t, h):
     threads(lambda: fast(tensors, options)(*tensors.values()))
 
 
+@pytest.mark.parametrize("form", [f for f in FORMS if FORMS[f].get("causal", True)])
+def test_same_bits_where_time_is_cut_for_the_threads(threads, form):
+    """Few heads and long sequences: segments are worked on side by side, or by one thread one after the other."""
+    tensors, options = example(1, 17_000, 1, 3, 2, form=form, ends=[0, 4096, 4096, 8200, 17_000])
+    got = threads(lambda: fast(tensors, options)(*tensors.values()))
+    truth = slow(tensors, options)(*(x.double() for x in tensors.values()))
+    for y, want in zip(got, truth, strict=True):
+        assert (y - want).abs().max() <= 16 * torch.finfo(torch.float32).eps * want.abs().max()
+
+
 @pytest.mark.parametrize("groups", [(1, 2, 2), (1, 4, 4), (2, 2, 1), (4, 1, 2), (1, 1, 4)])
 @pytest.mark.parametrize("form", ["token decay", "vector gated delta", "normalized"])
 def test_grouped_heads(check, form, groups):

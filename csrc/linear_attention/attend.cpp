@@ -45,14 +45,14 @@ Tokens tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h, int64
 }
 
 // state (N, H, K, V), or (N, H, K, V + 1) with the sum of keys last, to and from double
-template <class F, class Function>
-void each_element(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
-                  int64_t wide, Function f) {
+template <class Function>
+void each_element(const Strided& x, int64_t n, int64_t h, int64_t heads, Sum& s, int64_t K, int64_t V, int64_t wide,
+                  Function f) {
     const auto run = [&](auto* base) {
         base += n * x.strides[0] + h * x.shape[1] / heads * x.strides[1];
         for (int64_t i = 0; i < K; ++i) {
-            for (int64_t j = 0; j < V; ++j) f(base[i * x.strides[2] + j * x.strides[3]], s.master[i * wide + j]);
-            if (s.normalize) f(base[i * x.strides[2] + V * x.strides[3]], s.keys[i]);
+            for (int64_t j = 0; j < V; ++j) f(base[i * x.strides[2] + j * x.strides[3]], s.state[i * wide + j]);
+            if (s.key_size) f(base[i * x.strides[2] + V * x.strides[3]], s.keys[i]);
         }
     };
     if (x.is<double>())
@@ -64,17 +64,14 @@ void each_element(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F
 template <class F>
 void load_state(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
                 int64_t wide) {
-    s.zero = !x;
+    s.whole.zero = !x;
     if (!x) return;
-    if (wide != V) std::fill_n(+s.master, K * wide, 0.0);
-    each_element(x, n, h, heads, s, K, V, wide, [](auto& memory, double& own) { own = double(memory); });
-    for (int64_t i = 0; i < K * wide; ++i) s.narrow[i] = F(s.master[i]);
-    for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) s.sum[i] = F(s.keys[i]);
+    s.whole.clear();
+    each_element(x, n, h, heads, s.whole, K, V, wide, [](auto& memory, double& own) { own = double(memory); });
+    s.round();
 }
 
-template <class F>
-void store_state(const Strided& x, int64_t n, int64_t h, int64_t heads, State<F>& s, int64_t K, int64_t V,
-                 int64_t wide) {
+void store_state(const Strided& x, int64_t n, int64_t h, int64_t heads, Sum& s, int64_t K, int64_t V, int64_t wide) {
     each_element(x, n, h, heads, s, K, V, wide, [zero = s.zero](auto& memory, double& own) {
         memory = std::decay_t<decltype(memory)>(zero ? 0 : own);
     });
@@ -98,12 +95,34 @@ struct Call {
     }
 };
 
-// One chunk of at most `count` tokens from t on: returns how many it took.
+// What is done with a chunk: whether its tokens are looked up, and what they are added to.
+struct Deed {
+    bool look, whole, part;
+};
+
+// The tensors of one head of one sequence.
+struct Streams {
+    Tokens q, k, v, g, out, denominator;
+    Streams(const Call& c, int64_t n, int64_t h) {
+        const auto view = [&](const Strided& x) { return tokens(x, c.ends, n, h, c.H, c.T, c.reverse); };
+        q = view(c.q), k = view(c.k), v = view(c.v), g = view(c.decay), out = view(c.out);
+        denominator = view(c.denominator);
+    }
+};
+
 template <class F>
-int64_t chunk(const Call& c, const Tokens (&in)[3], Tokens g, Tokens out, Tokens denominator, int64_t t, int64_t count, bool add_to_state, Work<F>& w, State<F>& s) {
+void multiply(F* x, const F* y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] *= y[i];
+}
+
+// The decays of at most `count` tokens from t on; returns how many of them are one chunk.
+template <class F>
+int64_t load_decay(const Call& c, const Streams& x, int64_t t, int64_t count, Work<F>& w, State<F>& s, bool part,
+                   double& log_keep) {
     double head = 0, total = 0;
     if (c.kind == Decay::scalar) {
-        count = load_scalar_decay(g.from(t), count, c.flags.late, w, head, total);
+        count = load_scalar_decay(x.g.from(t), count, c.flags.late, w, head, total);
         for (int64_t i = 0; i < count; ++i) {
             F* gate = w.gate + i * w.c;
             const double reach = w.reach[i];
@@ -113,50 +132,55 @@ int64_t chunk(const Call& c, const Tokens (&in)[3], Tokens g, Tokens out, Tokens
             w.end_factor[i] = exp(F(total - reach));
         }
     } else if (c.kind != Decay::none) {
-        count = load_vector_decay(g.from(t), count, c.kind == Decay::rows ? c.K : c.V, c.flags.late, w);
+        count = load_vector_decay(x.g.from(t), count, c.kind == Decay::rows ? c.K : c.V, c.flags.late, w);
+        for (int64_t i = 0; part && i < w.D; ++i) s.left[i] *= double(w.head[i]) * w.last[i];
     }
+    log_keep = head + total;
+    if (part) s.log_left += log_keep;
+    return count;
+}
+
+// One chunk of at most `count` tokens from t on; returns how many it took.
+template <class F>
+int64_t chunk(const Call& c, const Streams& x, int64_t t, int64_t count, Deed deed, Work<F>& w, State<F>& s) {
     const int64_t K = c.K, wide = w.wide;
-    load(in[0].from(t), count, K, K, F(c.read), +w.q, K);
-    load(in[1].from(t), count, K, K, F(c.write), +w.k, K);
-    load(in[2].from(t), count, c.V, wide, F(1), +w.v, wide);
-    const auto multiply = [count](F* x, const F* y, int64_t n) {
+    double log_keep = 0;
+    if (c.kind != Decay::none) count = load_decay(c, x, t, count, w, s, deed.part, log_keep);
+    load(x.k.from(t), count, K, K, F(c.write), +w.k, K);
+    load(x.v.from(t), count, c.V, wide, F(1), +w.v, wide);
+    if (c.kind == Decay::rows) multiply(+w.k, +w.down, count * K);
+    if (c.kind == Decay::columns) multiply(+w.v, +w.down, count * wide);
+    if (deed.look) {
+        load(x.q.from(t), count, K, K, F(c.read), +w.q, K);
+        if (c.kind == Decay::rows) multiply(+w.q, +w.up, count * K);
+        if (!c.flags.late && !s.whole.zero && w.D) {
+            for (int64_t i = 0; i < K; ++i) {
+                F* row = s.narrow + i * wide;
 #pragma omp simd
-        for (int64_t i = 0; i < count * n; ++i) x[i] *= y[i];
-    };
-    if (c.kind == Decay::rows) {
-        multiply(+w.q, +w.up, K);
-        multiply(+w.k, +w.down, K);
-    } else if (c.kind == Decay::columns) {
-        multiply(+w.v, +w.down, wide);
-    }
-    if (!c.flags.late && !s.zero && w.D) {
-        for (int64_t i = 0; i < K; ++i) {
-            F* row = s.narrow + i * wide;
-#pragma omp simd
-            for (int64_t j = 0; j < wide; ++j) row[j] *= w.head[c.kind == Decay::rows ? i : j];
-        }
-        for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) s.sum[i] *= w.head[i];
-    }
-    transpose(+w.k, K, count, K, +w.kt, w.c);
-    if (c.flags.solve)
-        read<true, true>(w, s, count, c.kind);
-    else if (c.flags.strict)
-        read<false, true>(w, s, count, c.kind);
-    else
-        read<false, false>(w, s, count, c.kind);
-    if (c.denominator) {
-        divide(w, s, count, c.kind, F(c.eps));
-        store(w.denominator, 1, count, 1, denominator.from(t));
-    }
-    store(+w.out, wide, count, c.V, out.from(t));
-    if (add_to_state) {
-        if (c.kind == Decay::scalar)
-            for (int64_t i = 0; i < count; ++i) {
-                F* row = w.k + i * K;
-#pragma omp simd
-                for (int64_t j = 0; j < K; ++j) row[j] *= w.end_factor[i];
+                for (int64_t j = 0; j < wide; ++j) row[j] *= w.head[c.kind == Decay::rows ? i : j];
             }
-        add(w, s, c.flags.solve ? w.out : +w.v, count, c.kind, std::exp(head + total));
+            multiply(+s.sum, +w.head, s.whole.key_size);
+        }
+        transpose(+w.k, K, count, K, +w.kt, w.c);
+        if (c.flags.solve)
+            read<true, true>(w, s, count, c.kind);
+        else if (c.flags.strict)
+            read<false, true>(w, s, count, c.kind);
+        else
+            read<false, false>(w, s, count, c.kind);
+        if (c.denominator) {
+            divide(w, s, count, c.kind, F(c.eps));
+            store(w.denominator, 1, count, 1, x.denominator.from(t));
+        }
+        store(+w.out, wide, count, c.V, x.out.from(t));
+    }
+    if (deed.whole || deed.part) {
+        for (int64_t i = 0; c.kind == Decay::scalar && i < count; ++i) {
+            F* row = w.k + i * K;
+#pragma omp simd
+            for (int64_t j = 0; j < K; ++j) row[j] *= w.end_factor[i];
+        }
+        add(w, s, c.flags.solve ? +w.out : +w.v, count, c.kind, std::exp(log_keep), deed.whole, deed.part);
     }
     return count;
 }
@@ -172,51 +196,170 @@ template <class F>
 struct Desk {
     Work<F> work;
     std::vector<State<F>> states;
-    Desk(int64_t length, const Call& c, int64_t group) : work(length, c.K, c.V, c.kind) {
-        for (int64_t i = 0; i < group; ++i) states.emplace_back(c.K, work.wide, bool(c.denominator));
+    Desk(int64_t length, const Call& c, int64_t group, bool segments) : work(length, c.K, c.V, c.kind) {
+        for (int64_t i = 0; i < group; ++i) states.emplace_back(work, bool(c.denominator), segments);
     }
 };
+
+// Tokens [begin, end) of heads [first, past) of sequence n, in time's order.
+template <class F>
+void walk(const Call& c, int64_t n, int64_t first, int64_t past, int64_t begin, int64_t end, Deed deed, Desk<F>& desk) {
+    Work<F>& w = desk.work;
+    for (int64_t t = begin; t < end; t += w.chunk) {
+        const int64_t next = std::min(t + w.chunk, end), until = std::min(next + w.chunk, end);
+        for (int64_t h = first; h < past; ++h) {
+            const Streams x(c, n, h);
+            prefetch(x.k, next, until, c.K);
+            prefetch(x.v, next, until, c.V);
+            if (deed.look) {
+                prefetch(x.q, next, until, c.K);
+                prefetch<true>(x.out, next, until, c.V);
+            }
+            Deed now = deed;
+            now.whole &= c.last || next < end || c.kind != Decay::none;  // nobody looks at the state after the last
+            for (int64_t u = t; u < next;) u += chunk(c, x, u, next - u, now, w, desk.states[h - first]);
+        }
+    }
+}
+
+// Where there are too few heads for the threads, time is cut into segments of this many tokens: by the shapes alone.
+int64_t segment(const Call& c) {
+    constexpr int64_t least = 4096, most_segments = 64, few = 8;
+    if (c.flags.solve || c.N * c.H >= few) return c.T;
+    return std::max(least, padded((c.T + most_segments - 1) / most_segments, 32));
+}
+
+// What a state becomes in a segment, from what it was at the beginning.
+template <class F>
+void pass(const Call& c, const State<F>& s, int64_t wide, Sum& at_start) {
+    if (at_start.zero) at_start.clear();
+    for (int64_t i = 0; i < c.K; ++i)
+        for (int64_t j = 0; j < wide; ++j) {
+            const double left = c.kind == Decay::rows      ? s.left[i]
+                                : c.kind == Decay::columns ? s.left[j]
+                                                           : std::exp(s.log_left);
+            double& x = at_start.state[i * wide + j];
+            x = x * left + s.part.state[i * wide + j];
+        }
+    for (int64_t i = 0; i < at_start.key_size; ++i)
+        at_start.keys[i] =
+            at_start.keys[i] * (c.kind == Decay::rows ? s.left[i] : std::exp(s.log_left)) + s.part.keys[i];
+}
+
+template <class F>
+void begin_segment(State<F>& s, const Work<F>& w) {
+    s.part.zero = true;
+    s.log_left = 0;
+    std::fill_n(+s.left, w.D, 1.0);
+}
+
+// Sequences whose heads are enough for the threads, or whose segments must follow each other.
+template <class F>
+void run_heads(const Call& c, int64_t length, int threads, int64_t group) {
+    const int64_t groups = (c.H + group - 1) / group, tasks = c.N * groups, cut = segment(c);
+    std::vector<Desk<F>> desks;
+    for (int i = 0; i < threads; ++i) desks.emplace_back(length, c, group, cut < c.T);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+        Desk<F>& desk = desks[omp_get_thread_num()];
+        const int64_t n = task / groups, first = task % groups * group, past = std::min(first + group, c.H);
+        const auto [begin, end] = span(c.ends, n, c.T);
+        const int64_t count = end - begin, wide = desk.work.wide;
+        for (int64_t h = first; h < past; ++h) load_state(c.state, n, h, c.H, desk.states[h - first], c.K, c.V, wide);
+        if (count <= cut) {
+            walk(c, n, first, past, 0, count, {true, true, false}, desk);
+        } else {  // one head
+            State<F>& s = desk.states[0];
+            Sum at_start(c.K, wide, bool(c.denominator));
+            for (int64_t t = 0; t < count; t += cut) {
+                at_start.copy(s.whole);
+                begin_segment(s, desk.work);
+                walk(c, n, first, past, t, std::min(t + cut, count), {true, true, true}, desk);
+                pass(c, s, wide, at_start);
+                s.whole.copy(at_start);
+                s.round();
+            }
+        }
+        for (int64_t h = first; h < past && c.last; ++h)
+            store_state(c.last, n, h, c.H, desk.states[h - first].whole, c.K, c.V, wide);
+    }
+}
+
+// The same, the segments side by side: what each adds to the state, then what each begins with, then what each reads.
+template <class F>
+void run_segments(const Call& c, int64_t length, int threads) {
+    struct Piece {
+        int64_t n, h, begin, end;
+        Sum part, start;
+    };
+    const int64_t cut = segment(c), wide = Work<F>(1, c.K, c.V, c.kind).wide;
+    const bool normalize = bool(c.denominator);
+    std::vector<Piece> pieces;
+    for (int64_t n = 0; n < c.N; ++n)
+        for (int64_t h = 0; h < c.H; ++h) {
+            const auto [begin, end] = span(c.ends, n, c.T);
+            for (int64_t t = 0; t == 0 || t < end - begin; t += cut)
+                pieces.push_back({n, h, t, std::min(t + cut, end - begin), Sum(c.K, wide, normalize), Sum(c.K, wide, normalize)});
+        }
+    const int64_t tasks = int64_t(pieces.size());
+    const auto ends_here = [&](int64_t i) { return i + 1 == tasks || pieces[i + 1].begin == 0; };
+    std::vector<Desk<F>> desks;
+    for (int i = 0; i < threads; ++i) desks.emplace_back(length, c, 1, true);
+    std::vector<std::vector<double>> left(tasks);
+    std::vector<double> log_left(tasks);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < tasks; ++i) {
+        Piece& p = pieces[i];
+        Desk<F>& desk = desks[omp_get_thread_num()];
+        State<F>& s = desk.states[0];
+        begin_segment(s, desk.work);
+        walk(c, p.n, p.h, p.h + 1, p.begin, p.end, {false, false, true}, desk);
+        p.part.copy(s.part);
+        left[i].assign(+s.left, +s.left + desk.work.D);
+        log_left[i] = s.log_left;
+    }
+    State<F>& s = desks[0].states[0];
+    Sum now(c.K, wide, normalize);
+    for (int64_t i = 0; i < tasks; ++i) {
+        Piece& p = pieces[i];
+        if (p.begin == 0) {
+            load_state(c.state, p.n, p.h, c.H, s, c.K, c.V, wide);
+            now.copy(s.whole);
+        }
+        p.start.copy(now);
+        s.part.copy(p.part);
+        std::copy(left[i].begin(), left[i].end(), +s.left);
+        s.log_left = log_left[i];
+        if (p.begin < p.end) pass(c, s, wide, now);
+        if (c.last && ends_here(i)) store_state(c.last, p.n, p.h, c.H, now, c.K, c.V, wide);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < tasks; ++i) {
+        Piece& p = pieces[i];
+        Desk<F>& desk = desks[omp_get_thread_num()];
+        State<F>& state = desk.states[0];
+        state.whole.copy(p.start);
+        if (!p.start.zero) state.round();
+        walk(c, p.n, p.h, p.h + 1, p.begin, p.end, {true, true, false}, desk);
+        if (c.last && p.begin == 0 && ends_here(i))  // one segment: as `run_heads` has it, to the bit
+            store_state(c.last, p.n, p.h, c.H, state.whole, c.K, c.V, wide);
+    }
+}
 
 template <class F>
 void run(Call& c) {
     c.measure();
     if (!c.N || !c.H) return;
     const int64_t length = std::min<int64_t>(32, std::max<int64_t>(c.T, 1));
-    const int64_t numbers = c.out.shape[0] * c.T * c.H * (c.K + c.V);
-    const bool neighbours = c.q.strides[2] < c.q.strides[1];
-    const int64_t in_cache = (int64_t{1} << 18) / (int64_t(sizeof(F) + sizeof(double)) * std::max<int64_t>(c.K * c.V, 1));
-    const int64_t share = padded(c.N * c.H, team(c.N * c.H, numbers)) / team(c.N * c.H, numbers);
-    const int64_t group = neighbours ? std::clamp<int64_t>(std::min(in_cache, share), 1, std::min<int64_t>(c.H, 8)) : 1;
-    const int64_t groups = (c.H + group - 1) / group, tasks = c.N * groups;
-    const int threads = team(tasks, numbers);
-    std::vector<Desk<F>> desks;
-    for (int i = 0; i < threads; ++i) desks.emplace_back(length, c, group);
+    const int64_t numbers = c.out.shape[0] * c.T * c.H * (c.K + c.V), cut = segment(c);
     use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * (c.out.dtype.bits / 8));
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-        Work<F>& w = desks[omp_get_thread_num()].work;
-        auto& states = desks[omp_get_thread_num()].states;
-        const int64_t n = task / groups, first = task % groups * group, past = std::min(first + group, c.H);
-        const auto [begin, end] = span(c.ends, n, c.T);
-        const int64_t count = end - begin;
-        for (int64_t h = first; h < past; ++h) load_state(c.state, n, h, c.H, states[h - first], c.K, c.V, w.wide);
-        for (int64_t t = 0; t < count; t += length) {
-            const int64_t next = std::min(t + length, count), until = std::min(next + length, count);
-            for (int64_t h = first; h < past; ++h) {
-                const auto view = [&](const Strided& x) { return tokens(x, c.ends, n, h, c.H, c.T, c.reverse); };
-                const Tokens in[3] = {view(c.q), view(c.k), view(c.v)}, g = view(c.decay), out = view(c.out);
-                const Tokens denominator = view(c.denominator);
-                prefetch(in[0], next, until, c.K);
-                prefetch(in[1], next, until, c.K);
-                prefetch(in[2], next, until, c.V);
-                const bool more = c.last || next < count || c.kind != Decay::none;
-                for (int64_t u = t; u < next;)
-                    u += chunk(c, in, g, out, denominator, u, next - u, more, w, states[h - first]);
-            }
-        }
-        for (int64_t h = first; h < past && c.last; ++h)
-            store_state(c.last, n, h, c.H, states[h - first], c.K, c.V, w.wide);
-    }
+    const int heads = team(c.N * c.H, numbers), most = team(c.N * c.H * ((c.T + cut - 1) / std::max<int64_t>(cut, 1)), numbers);
+    if (cut < c.T && most > heads) return run_segments<F>(c, length, most);
+    const bool neighbours = c.q.strides[2] < c.q.strides[1] && cut >= c.T;
+    const int64_t in_cache = (int64_t{1} << 18) / (int64_t(sizeof(F) + sizeof(double)) * std::max<int64_t>(c.K * c.V, 1));
+    const int64_t share = (c.N * c.H + heads - 1) / heads;
+    const int64_t group = neighbours ? std::clamp<int64_t>(std::min(in_cache, share), 1, std::min<int64_t>(c.H, 8)) : 1;
+    run_heads<F>(c, length, std::min<int>(heads, c.N * ((c.H + group - 1) / group)), group);
 }
 
 // Calls f with a null pointer to what is computed in when x is in memory.
@@ -262,7 +405,7 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
         std::vector<State<F>> states;
         for (int i = 0; i < threads; ++i) {
             works.emplace_back(length, K, V, Decay::none);
-            states.emplace_back(K, works[0].wide, false);
+            states.emplace_back(works[i], false, false);
         }
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
         for (int64_t task = 0; task < N * H; ++task) {
@@ -278,9 +421,9 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
                 prefetch(y, next, std::min(next + length, end - begin), V);
                 load(x.from(t), count, K, K, F(1), +w.k, K);
                 load(y.from(t), count, V, w.wide, F(1), +w.v, w.wide);
-                add(w, s, +w.v, count, Decay::none, 1);
+                add(w, s, +w.v, count, Decay::none, 1, true, false);
             }
-            store_state(out, n, h, H, s, K, V, w.wide);
+            store_state(out, n, h, H, s.whole, K, V, w.wide);
         }
     });
 }
@@ -296,7 +439,7 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
         std::vector<State<F>> states;
         for (int i = 0; i < threads; ++i) {
             works.emplace_back(length, K, V, Decay::none);
-            states.emplace_back(K, works[0].wide, false);
+            states.emplace_back(works[i], false, false);
         }
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
         for (int64_t task = 0; task < N * H; ++task) {

@@ -76,15 +76,47 @@ struct Work {
     }
 };
 
-// The state of one head: (K, wide), and the sum of keys (K,), in double; and both rounded. Unwritten while `zero`.
+// A sum of k_t v_t' of one head, (K, wide), and of keys, (K,), in double; unwritten while `zero`.
+struct Sum {
+    Buffer<double> state, keys;
+    int64_t size, key_size;
+    bool zero = true;
+
+    Sum(int64_t K, int64_t wide, bool normalize)
+        : state(K * wide), keys(normalize ? K : 0), size(K * wide), key_size(normalize ? K : 0) {}
+    void copy(const Sum& other) {
+        zero = other.zero;
+        if (zero) return;
+        std::copy_n(+other.state, size, +state);
+        std::copy_n(+other.keys, key_size, +keys);
+    }
+    void clear() {
+        std::fill_n(+state, size, 0.0);
+        std::fill_n(+keys, key_size, 0.0);
+        zero = false;
+    }
+};
+
+// The state of one head: in double, and rounded. And what a segment of its tokens has added to it, for those who must
+// know: so that a sequence gives the same bits whether its segments are worked on one after the other or side by side.
 template <class F>
 struct State {
-    Buffer<double> master, keys;
+    Sum whole, part;
     Buffer<F> narrow, sum;
-    bool zero = true, normalize;
+    Buffer<double> left;  // what the segment left of the state that it began with, per row or column
+    double log_left = 0;  // or of all of it
 
-    State(int64_t K, int64_t wide, bool normalize)
-        : master(K * wide), keys(normalize ? K : 0), narrow(K * wide), sum(normalize ? K : 0), normalize(normalize) {}
+    State(const Work<F>& w, bool normalize, bool segments)
+        : whole(w.K, w.wide, normalize),
+          part(segments ? w.K : 0, w.wide, segments && normalize),
+          narrow(w.K * w.wide),
+          sum(normalize ? w.K : 0),
+          left(segments ? w.D : 0) {}
+
+    void round() {
+        for (int64_t i = 0; i < whole.size; ++i) narrow[i] = F(whole.state[i]);
+        for (int64_t i = 0; i < whole.key_size; ++i) sum[i] = F(whole.keys[i]);
+    }
 };
 
 // Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays small.
@@ -178,7 +210,7 @@ void read(Work<F>& w, const State<F>& s, int64_t n, Decay decay) {
         }
     for_tiles<F>(n, wide, [&]<int M, int N>(int64_t row, int64_t column) {
         Tile<F, M, N> tile;
-        if (!s.zero) tile.add(q + row * K, K, 1, state + column, wide, K);
+        if (!s.whole.zero) tile.add(q + row * K, K, 1, state + column, wide, K);
         if (decay == Decay::scalar)
             for (int m = 0; m < M; ++m)
                 for (int j = 0; j < N; ++j) tile.sum[m][j] *= w.read_factor[row + m];
@@ -211,10 +243,10 @@ void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
         const F *q = w.q + t * w.K, *score = w.scores + t * c;
         F past = 0, near = 0;
 #pragma omp simd reduction(+ : past)
-        for (int64_t i = 0; i < (s.zero ? 0 : w.K); ++i) past += q[i] * s.sum[i];
+        for (int64_t i = 0; i < (s.whole.zero ? 0 : w.K); ++i) past += q[i] * s.sum[i];
 #pragma omp simd reduction(+ : near)
         for (int64_t u = 0; u <= t; ++u) near += score[u];
-        w.denominator[t] = (s.zero ? 0 : decay == Decay::scalar ? w.read_factor[t] * past : past) + near;
+        w.denominator[t] = (s.whole.zero ? 0 : decay == Decay::scalar ? w.read_factor[t] * past : past) + near;
         const F scale = 1 / (w.denominator[t] + eps);
         F* out = w.out + t * w.wide;
 #pragma omp simd
@@ -224,56 +256,49 @@ void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
 
 // Adds n tokens to the state: k (n, K), values (n, wide). `keep` is what is left of it by then, where that is one number.
 template <class F>
-void add(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep) {
+void add(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep, bool whole, bool part) {
     constexpr int W = lanes<F>;
     const int64_t K = w.K, wide = w.wide;
+    if (whole && s.whole.zero) s.whole.clear();
+    if (part && s.part.zero) s.part.clear();
+    const auto left = [&](int64_t i) { return decay == Decay::rows ? double(w.head[i]) * w.last[i] : keep; };
     for_tiles<F>(K, wide, [&]<int M, int N>(int64_t row, int64_t column) {
         Tile<F, M, N> tile;
         tile.add(w.k + row, 1, K, values + column, wide, n);
         for (int m = 0; m < M; ++m)
             for (int j = 0; j < N; ++j) {
-                alignas(vector_bytes) F fresh[W];
-                at(fresh) = tile.sum[m][j];
                 const int64_t place = (row + m) * wide + column + j * W;
-                double* master = s.master + place;
-                F* narrow = s.narrow + place;
-                const auto update = [&](auto left, auto share) {
-#pragma omp simd
-                    for (int l = 0; l < W; ++l) {
-                        const double x = left(l) + double(fresh[l] * share(l));
-                        master[l] = x;
-                        narrow[l] = F(x);
-                    }
-                };
-                const F *head = w.head + (decay == Decay::rows ? row + m : column + j * W), *last = w.last + (head - w.head);
-                if (decay == Decay::rows) {
-                    const F share = *last;
-                    const double both = double(*head) * share;
-                    if (s.zero)
-                        update([](int) { return 0.0; }, [=](int) { return share; });
-                    else
-                        update([=](int l) { return master[l] * both; }, [=](int) { return share; });
-                } else if (decay == Decay::columns) {
-                    if (s.zero)
-                        update([](int) { return 0.0; }, [=](int l) { return last[l]; });
-                    else
-                        update([=](int l) { return master[l] * (double(head[l]) * last[l]); }, [=](int l) { return last[l]; });
-                } else if (s.zero) {
-                    update([](int) { return 0.0; }, [](int) { return F(1); });
+                alignas(vector_bytes) F fresh[W];
+                if (decay == Decay::columns) {
+                    const F *head = w.head + column + j * W, *last = w.last + column + j * W;
+                    at(fresh) = tile.sum[m][j] * at(last);
+                    for (Sum* to : {whole ? &s.whole : nullptr, part ? &s.part : nullptr})
+                        for (int l = 0; to && l < W; ++l)
+                            to->state[place + l] = to->state[place + l] * (double(head[l]) * last[l]) + fresh[l];
                 } else {
-                    update([=](int l) { return master[l] * keep; }, [](int) { return F(1); });
+                    at(fresh) = decay == Decay::rows ? tile.sum[m][j] * w.last[row + m] : tile.sum[m][j];
+                    const double factor = left(row + m);
+                    for (Sum* to : {whole ? &s.whole : nullptr, part ? &s.part : nullptr}) {
+                        if (!to) continue;
+                        double* x = to->state + place;
+#pragma omp simd
+                        for (int l = 0; l < W; ++l) x[l] = x[l] * factor + double(fresh[l]);
+                    }
                 }
+                if (whole)
+#pragma omp simd
+                    for (int l = 0; l < W; ++l) s.narrow[place + l] = F(s.whole.state[place + l]);
             }
     });
-    for (int64_t i = 0; i < (s.normalize ? K : 0); ++i) {
+    for (int64_t i = 0; i < s.whole.key_size; ++i) {
         F fresh = 0;
         for (int64_t t = 0; t < n; ++t) fresh += w.k[t * K + i];
-        const F share = decay == Decay::rows ? w.last[i] : F(1);
-        const double left = decay == Decay::rows ? double(w.head[i]) * share : keep;
-        s.keys[i] = (s.zero ? 0 : s.keys[i] * left) + double(fresh * share);
-        s.sum[i] = F(s.keys[i]);
+        if (decay == Decay::rows) fresh *= w.last[i];
+        if (part) s.part.keys[i] = s.part.keys[i] * left(i) + double(fresh);
+        if (!whole) continue;
+        s.whole.keys[i] = s.whole.keys[i] * left(i) + double(fresh);
+        s.sum[i] = F(s.whole.keys[i]);
     }
-    s.zero = false;
 }
 
 }  // namespace pyfast::linear_attention

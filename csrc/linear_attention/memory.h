@@ -71,12 +71,13 @@ void store(const F* from, int64_t stride, int64_t count, int64_t size, Tokens to
 }
 
 // Asks for the tokens that are loaded next: their rows lie far apart, where the processor does not guess.
+template <bool to_write = false>
 inline void prefetch(Tokens from, int64_t begin, int64_t end, int64_t size) {
     if (from.element != 1) return;
     const int64_t bytes = from.dtype.bits / 8;
     for (int64_t t = begin; t < end; ++t) {
         const char* x = from.data + t * from.token * bytes;
-        for (int64_t i = 0; i < size * bytes; i += 64) __builtin_prefetch(x + i, 0, 2);
+        for (int64_t i = 0; i < size * bytes; i += 64) __builtin_prefetch(x + i, to_write, to_write ? 3 : 2);
     }
 }
 

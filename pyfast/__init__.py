@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  (first: pyfast._C shares its OpenMP runtime)
 
-from pyfast import longtail, prune
+from pyfast import linear_attention, longtail, prune
 
-__all__ = ["longtail", "prune"]
+__all__ = ["linear_attention", "longtail", "prune"]
 __version__ = "0.1.0"

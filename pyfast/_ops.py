@@ -28,7 +28,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad  # looks into lists of tensors too
 _func_active = torch._C._are_functorch_transforms_active
 _modes_active = torch._C._len_torch_dispatch_stack
-_profiler_enabled = torch.autograd._profiler_enabled
+_profiler_enabled = torch._C._autograd._profiler_enabled
 _PLAIN = (Tensor, torch.nn.Parameter)
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # what torch.func left in a graph that outlives it
 

@@ -62,13 +62,13 @@ def app() -> Any:
         section: Annotated[
             str, typer.Argument(help=f"What to show: {', '.join(SECTIONS)}, or all.", metavar="[SECTION]")
         ] = "all",
-        plot: Annotated[Path, typer.Option(help="Where to write the plot, if matplotlib is there.")] = Path(
-            "pyfast-demo.png"
-        ),
+        plot: Annotated[
+            Path, typer.Option(help="Where to write the plot, if matplotlib is there; of all, one each, by its name.")
+        ] = Path("pyfast-demo.png"),
         json_path: Annotated[Path | None, typer.Option("--json", help="Where to write all numbers.")] = None,
         quick: Annotated[bool, typer.Option(help="Leave out the races on large inputs.")] = False,
     ) -> None:
-        """Show what the kernels do on real weights and images, checked against the reference."""
+        """Show what the kernels do on real weights, images and text, checked against the reference."""
         if section not in (*SECTIONS, "all"):
             raise typer.BadParameter(f"section must be one of {', '.join(SECTIONS)} or all, got {section!r}")
         for module in ("sklearn", "safetensors"):
@@ -81,7 +81,8 @@ def app() -> Any:
             console.print("no plot: pip install 'pyfast-kernels[plot]'")
         results = {}
         for name in SECTIONS if section == "all" else (section,):
-            results[name] = importlib.import_module(f"pyfast.demo.{name}").run(console, draw, quick)
+            picture = draw.with_stem(f"{draw.stem}-{name}") if draw and section == "all" else draw
+            results[name] = importlib.import_module(f"pyfast.demo.{name}").run(console, picture, quick)
         if json_path is not None:
             json_path.write_text(json.dumps(results, indent=1) + "\n")
             console.print(f"numbers: {json_path}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -175,3 +176,35 @@ def test_pruning_experiment_runs(tmp_path):
     for name, (_, smallest) in runs.items():
         if "MT" in name:
             assert smallest >= kept // 28
+
+
+@pytest.mark.parametrize(
+    ("peer", "gradient"),
+    [("pyfast", False), ("pyfast", True), ("torch chunked", False), ("torch chunked", True), ("idiap", False)],
+)
+def test_attention_gate_refuses_what_errs_more_than_it_may(peer, gradient):
+    bench = load("bench_linear_attention")
+    case = bench.Case((1, 64, 2, 8), "plain", torch.float32, "cpu", gradient)
+    right = [truth.float() for truth in case.truths]
+    noted = {}
+    case.check(peer, right, noted)
+    assert noted["relative_error"] < 1e-7
+    for i, truth in enumerate(right):
+        for wrong in (
+            truth + 1e-5 * truth.abs().max(),
+            truth.half(),
+            truth[None],
+            truth.index_fill(1, torch.tensor([3]), torch.nan),
+        ):
+            with pytest.raises(AssertionError, match="wrong answer"):
+                case.check(peer, [*right[:i], wrong, *right[i + 1 :]], {})
+
+
+def test_attention_peers_compute_the_same():
+    bench = load("bench_linear_attention")
+    for option in bench.OPTIONS:
+        case = bench.Case((2, 128, 2, 8), option, torch.float64, "cpu", False)
+        for name, way in bench.ways(case.torch_options, case.args[0]).items():
+            torch.testing.assert_close(way(*case.args), case.truths[0], rtol=1e-10, atol=1e-10, msg=f"{option}, {name}")
+    case = bench.Case((2, 128, 2, 8), "plain", torch.float64, "cpu", False)
+    torch.testing.assert_close(bench.token_loop(*case.args), case.truths[0], rtol=1e-10, atol=1e-10)

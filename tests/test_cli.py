@@ -1,5 +1,6 @@
 """The command line, on the shipped weights and real images."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyfast import cli, prune
+from pyfast import cli, linear_attention, prune
+from pyfast import demo as demos
 from pyfast.demo import digits, shapes
+from pyfast.demo import linear_attention as attention_demo
 from pyfast.demo import prune as demo
 
 runner = CliRunner()
@@ -58,7 +61,8 @@ def test_demo_without_its_packages_says_what_to_install(missing, monkeypatch):
 def test_unknown_section_is_refused_by_name():
     result = runner.invoke(cli.app(), ["demo", "nothing"])
     assert result.exit_code == 2
-    assert "section must be one of prune or all, got 'nothing'" in " ".join(result.output.replace("│", " ").split())
+    said = " ".join(result.output.replace("│", " ").split())
+    assert "section must be one of prune, linear_attention or all, got 'nothing'" in said
 
 
 def test_demo_shows_collapse_averted(tmp_path):
@@ -94,6 +98,55 @@ def test_demo_fails_when_a_mask_is_wrong(tmp_path, monkeypatch):
     result = runner.invoke(cli.app(), ["demo", "prune", "--quick", "--plot", str(tmp_path / "demo.png")])
     assert result.exit_code == 1
     assert "masks equal the reference: NO" in result.output
+
+
+@pytest.fixture
+def short_text(monkeypatch):
+    """A demo of fewer tokens, on the same text."""
+    monkeypatch.setattr(attention_demo, "TOKENS", 2**11)
+
+
+def test_attention_demo_remembers_more_by_the_delta_rule(short_text, tmp_path):
+    picture, numbers = tmp_path / "demo.png", tmp_path / "demo.json"
+    command = ["demo", "linear_attention", "--quick", "--plot", str(picture), "--json", str(numbers)]
+    result = runner.invoke(cli.app(), command)
+    assert result.exit_code == 0, result.output
+    assert "equal to the reference in rounding: yes" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    content = json.loads(numbers.read_text())["linear_attention"]
+    assert content["words"] > 50_000  # the text is there, not an excerpt
+    assert [race["tokens"] for race in content["races"]] == [2**10]
+    assert all(race[peer] > 0 for race in content["races"] for peer in ("pyfast", "torch", "softmax"))
+    assert 0 < content["errors"]["pyfast"] <= content["errors"]["allowed"] < 1e-4
+    memory = content["memory"]
+    assert memory["delta rule, half of each word"] > 1.2 * memory["sum"]
+    assert memory["delta rule, half of each word"] > 1.2 * memory["always the most frequent word"]
+
+
+@pytest.mark.parametrize("wrong", ["attention", "step"])
+def test_attention_demo_fails_when_an_answer_is_wrong(wrong, short_text, tmp_path, monkeypatch):
+    right = getattr(linear_attention, wrong)
+
+    def off(*args, **options):
+        found = right(*args, **options)
+        first = found[0] if isinstance(found, tuple) else found
+        first[0, -1] += 1e-4
+        return found
+
+    monkeypatch.setattr(linear_attention, wrong, off)
+    result = runner.invoke(cli.app(), ["demo", "linear_attention", "--quick", "--plot", str(tmp_path / "demo.png")])
+    assert result.exit_code == 1
+    assert "equal to the reference in rounding: NO" in result.output
+
+
+def test_all_sections_have_a_plot_each(tmp_path, monkeypatch):
+    seen = {}
+    for section in demos.SECTIONS:
+        module = importlib.import_module(f"pyfast.demo.{section}")
+        monkeypatch.setattr(module, "run", lambda _, plot, quick, s=section: seen.update({s: plot}) or {"agrees": True})
+    result = runner.invoke(cli.app(), ["demo", "--plot", str(tmp_path / "demo.png")])
+    assert result.exit_code == 0, result.output
+    assert seen == {section: tmp_path / f"demo-{section}.png" for section in demos.SECTIONS}
 
 
 def test_shipped_weights_are_small_and_say_where_they_are_from():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyfast import _C, longtail
+from pyfast import _C, linear_attention, longtail
 from pyfast.reference import longtail as reference
 
 N, C = 256, 1000  # enough for threads
@@ -25,7 +25,9 @@ def answer(seed):
     logits, target, prior = example(seed)
     logits.requires_grad_()
     loss = longtail.loss(logits, target, prior)
-    return loss.detach(), *torch.autograd.grad(loss.sum(), logits)
+    tokens = logits.view(2, 32, 4, 1000)[..., :32]
+    out = linear_attention.attention(tokens, tokens, tokens)
+    return torch.cat([loss.detach(), out.detach().flatten()]), *torch.autograd.grad(loss.sum() + out.sum(), logits)
 
 
 def python(script, **environment):
@@ -98,11 +100,12 @@ print({line.split()[-1] for line in open("/proc/self/maps") if any(s in line for
 def test_every_level_of_this_processor(level):
     script = f"import pyfast; assert pyfast._C.level == {level!r} and pyfast._C._kernels.__name__.endswith({level!r})"
     python(script, PYFAST_CPU=level)
-    tests = Path(__file__).with_name("test_longtail.py")
+    tests = [Path(__file__).with_name(f"test_{family}.py") for family in ("longtail", "linear_attention")]
     chosen = "matches_reference or large_logits or not_finite or in_float64 or exp_is_accurate or any_strides"
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", chosen]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests), "-k", chosen]
     environment = os.environ | {"PYFAST_CPU": level}
-    run = subprocess.run(command, cwd=tests.parent.parent, env=environment, capture_output=True, text=True, timeout=600)
+    root = tests[0].parent.parent
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 30
 

@@ -25,3 +25,4 @@ def test_every_kernel_compiles_and_fits(capability):
         assert kernel["instructions"] > 0, kernel
         assert kernel["spills"] == 0, kernel
         assert kernel["shared"] <= SHARED[capability], kernel
+        assert kernel["wgmma"] > 0 or not kernel["needs_wgmma"], kernel

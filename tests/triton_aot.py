@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 import pyfast.kernels
+import torch
 import triton
+from pyfast.kernels import linear_attention as attention
 from pyfast.kernels import prune
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -47,7 +49,63 @@ def longtail(before, after):
     return [(f"{before} *i64 {after} i32".replace("x", x).replace("w", w), {"BLOCK": 2048}, 4) for x, w in types]
 
 
-# Per kernel: the types of its arguments in order, its constants, and its warps, as launched.
+NARROW = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+def linear_attention(capability):
+    """The launcher's own block sizes; tokens whose last stride is 1 and whose other strides are multiples of 16."""
+    none, scalar, rows, columns = range(4)
+    bf16, fp16, fp32, fp64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+    def variant(kernel, dtype, how, given, **constants):
+        tokens, wide = NARROW[dtype], "*fp64" if dtype == fp64 else "*fp32"
+        known = dict.fromkeys(["q", "k", "v", "out"], tokens)
+        known |= dict.fromkeys(["decay", "state", "last", "denominator", "parts"], wide)
+        known |= {"ends": "*i64", "total": "*fp64"} | dict.fromkeys(["read", "write", "eps", "scale"], "fp64") | given
+        how = dict(how)
+        options = {n: how.pop(n) for n in ("num_warps", "num_stages") if n in how}
+        constants |= how
+        constants |= dict.fromkeys([n for n in kernel.arg_names if n in ("q_k", "k_k", "v_v", "out_v", "decay_d")], 1)
+        constants |= dict.fromkeys([n for n in kernel.arg_names if n in ("state_v", "last_v", "x_d", "out_d")], 1)
+        sizes = [n for n in kernel.arg_names if n not in constants]
+        types = [known.get(n, "i32" if len(n) == 2 or n == "T" else "i32:16") for n in sizes]
+        return " ".join(types), constants, options
+
+    def attend(dtype, K, decay=none, solve=False, normalize=False, strict=False, packed=False):
+        flags = {"SOLVE": solve, "STRICT": strict or solve, "NORMALIZE": normalize, "REVERSE": packed, "DECAY": decay}
+        absent = {"total": None} | ({} if normalize else {"denominator": None}) | ({} if packed else {"ends": None})
+        absent |= {"decay": None} if decay == none else {}
+        how = attention.blocks(capability, dtype, K, K, decay, solve, normalize)
+        given = {n: "i32" for n in ("decay_t", "denominator_t", "shift", "P", "H")}
+        found = variant(attention._attend, dtype, how, given, DOUBLE=False, LONG=False, **flags, **absent)
+        found[2]["wgmma"] = dtype == bf16 and decay <= scalar and not solve
+        return found
+
+    sizes = 64, 128, 256
+    attends = [
+        *(attend(bf16, K, decay) for K in sizes for decay in (none, scalar)),
+        *(attend(bf16, K, scalar, normalize=True) for K in sizes),
+        *(attend(bf16, K, scalar, solve=True) for K in sizes),
+        attend(bf16, 128, solve=True),
+        attend(bf16, 128, normalize=True),
+        *(attend(bf16, K, decay) for K in sizes[1:] for decay in (rows, columns)),
+        attend(bf16, 128, scalar, strict=True, packed=True),
+        attend(bf16, 128, rows, solve=True),
+        attend(fp16, 128, scalar),
+        attend(fp32, 64, scalar),
+        attend(fp32, 128, scalar),
+        attend(fp32, 64, rows),
+        attend(fp64, 64),
+    ]
+    join = variant(attention._join, fp32, {"BLOCK": 1024, "num_warps": 4}, {"H": "i32", "P": "i32"})
+    reads = [variant(attention._read, d, attention.blocks(capability, d, 128, 128), {}, ends=None) for d in (bf16, fp32)]
+    given = {"x": "*fp32", "start": "*fp32", "out": "*fp32", "total": "*fp32", "shift": "i32"}
+    sums = variant(attention._cumulate, fp32, {"BT": 32, "BD": 32, "num_warps": 4}, given, ends=None, REVERSE=True)
+    return {"_attend": attends, "_join": [join], "_read": reads, "_cumulate": [sums]}
+
+
+# Per kernel: the types of its arguments in order (i32:16 is a multiple of 16), its constants, and its warps, as launched,
+# or Triton's options and whether Hopper must multiply by warp groups; or a function that returns it for a capability.
 LAUNCHED = {
     "prune": {
         "_count": [("*i64 *i64 *i32 *i64 *i64 *i64 i32 i32 i32 i32 i32", c, prune.WARPS) for c in COUNT],
@@ -70,6 +128,7 @@ LAUNCHED = {
         "_loss_backward": longtail("x x", "w w x"),
         "_curvature": longtail("x x x", "w w x x"),
     },
+    "linear_attention": linear_attention,
 }
 
 
@@ -93,34 +152,42 @@ def unlisted(known, listed):
     return sorted(known.keys() - found)
 
 
-def measure(kernel, types, constants, warps, capability):
+def measure(kernel, types, constants, options, capability):
     names, types = kernel.arg_names, iter(types.split())
     signature = {n: "constexpr" if n in constants else next(types) for n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    multiples = [i for i, n in enumerate(names) if signature[n].startswith("*") or signature[n].endswith(":16")]
+    signature = {n: t.removesuffix(":16") for n, t in signature.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in multiples}
     values = {(names.index(n),): v for n, v in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
     operations = [w.split(".")[0] for line in sass.splitlines() for w in line.split()[1:3]]
-    return {"instructions": sass.count(";"), "spills": operations.count("STL"), "shared": compiled.metadata.shared}
+    return {
+        "instructions": sass.count(";"),
+        "spills": operations.count("STL"),
+        "wgmma": operations.count("HGMMA"),
+        "shared": compiled.metadata.shared,
+    }
 
 
 def main(capability):
     report = {"unlisted": [], "missing": [], "compiled": []}
     for family in (info.name for info in pkgutil.iter_modules(pyfast.kernels.__path__)):
         known, listed = kernels(family), LAUNCHED.get(family, {})
+        listed = listed(capability) if callable(listed) else listed
         report["unlisted"] += [f"{family}.{name}" for name in unlisted(known, listed)]
         report["missing"] += [f"{family}.{name}" for name in listed if name not in known]
         for name, variants in ((n, v) for n, v in listed.items() if n in known):
-            for types, constants, warps in variants:
-                resources = measure(known[name], types, constants, warps, capability)
-                report["compiled"].append(
-                    {"kernel": f"{family}.{name}", "types": types, "constants": constants} | resources
-                )
+            for types, constants, options in variants:
+                options = dict(options) if isinstance(options, dict) else {"num_warps": options}
+                wgmma = options.pop("wgmma", False) and capability >= 90
+                about = {"kernel": f"{family}.{name}", "types": types, "constants": constants, "needs_wgmma": wgmma}
+                report["compiled"].append(about | measure(known[name], types, constants, options, capability))
     print(json.dumps(report))
 
 

@@ -1,9 +1,10 @@
 // Causal linear attention and the delta rule's triangular system, and what is left of both without causality.
-// Reference: pyfast/reference/linear_attention.py; the derivatives are calls of the same functions with other arguments,
-// see pyfast/linear_attention/_operators.py.
+// Reference: pyfast/reference/linear_attention.py; the derivatives are calls of the same functions with other
+// arguments, see pyfast/linear_attention/_operators.py.
 //
 // Shapes: q (B, T, Hq, K), k (B, T, Hk, K), v (B, T, Hv, V), each H a divisor of the largest; decay (B, T, Hd) or
-// (B, T, Hd, K) or, with `columns`, (B, T, Hd, V); state (N, Hs, K, V); cu_seqlens (N + 1,) with B = 1, or none and N = B.
+// (B, T, Hd, K) or, with `columns`, (B, T, Hd, V); state (N, Hs, K, V); cu_seqlens (N + 1,) with B = 1, or none and N =
+// B.
 #include <utility>
 #include <vector>
 
@@ -39,8 +40,8 @@ Tokens tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h, int64
     if (!x) return {};
     const auto [begin, end] = span(ends, n, count);
     const int64_t* stride = x.strides;
-    const int64_t first = (ends ? 0 : n * stride[0]) + h * x.shape[2] / heads * stride[2] +
-                          (reverse ? end - 1 : begin) * stride[1];
+    const int64_t first =
+        (ends ? 0 : n * stride[0]) + h * x.shape[2] / heads * stride[2] + (reverse ? end - 1 : begin) * stride[1];
     return {x.data + first * (x.dtype.bits / 8), reverse ? -stride[1] : stride[1], x.ndim > 3 ? stride[3] : 1, x.dtype};
 }
 
@@ -299,7 +300,8 @@ void run_segments(const Call& c, int64_t length, int threads) {
         for (int64_t h = 0; h < c.H; ++h) {
             const auto [begin, end] = span(c.ends, n, c.T);
             for (int64_t t = 0; t == 0 || t < end - begin; t += cut)
-                pieces.push_back({n, h, t, std::min(t + cut, end - begin), Sum(c.K, wide, normalize), Sum(c.K, wide, normalize)});
+                pieces.push_back(
+                    {n, h, t, std::min(t + cut, end - begin), Sum(c.K, wide, normalize), Sum(c.K, wide, normalize)});
         }
     const int64_t tasks = int64_t(pieces.size());
     const auto ends_here = [&](int64_t i) { return i + 1 == tasks || pieces[i + 1].begin == 0; };
@@ -353,10 +355,12 @@ void run(Call& c) {
     const int64_t length = std::min<int64_t>(32, std::max<int64_t>(c.T, 1));
     const int64_t numbers = c.out.shape[0] * c.T * c.H * (c.K + c.V), cut = segment(c);
     use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * (c.out.dtype.bits / 8));
-    const int heads = team(c.N * c.H, numbers), most = team(c.N * c.H * ((c.T + cut - 1) / std::max<int64_t>(cut, 1)), numbers);
+    const int heads = team(c.N * c.H, numbers),
+              most = team(c.N * c.H * ((c.T + cut - 1) / std::max<int64_t>(cut, 1)), numbers);
     if (cut < c.T && most > heads) return run_segments<F>(c, length, most);
     const bool neighbours = c.q.strides[2] < c.q.strides[1] && cut >= c.T;
-    const int64_t in_cache = (int64_t{1} << 18) / (int64_t(sizeof(F) + sizeof(double)) * std::max<int64_t>(c.K * c.V, 1));
+    const int64_t in_cache =
+        (int64_t{1} << 18) / (int64_t(sizeof(F) + sizeof(double)) * std::max<int64_t>(c.K * c.V, 1));
     const int64_t share = (c.N * c.H + heads - 1) / heads;
     const int64_t group = neighbours ? std::clamp<int64_t>(std::min(in_cache, share), 1, std::min<int64_t>(c.H, 8)) : 1;
     run_heads<F>(c, length, std::min<int>(heads, c.N * ((c.H + group - 1) / group)), group);
@@ -378,7 +382,21 @@ void run_any(Call& c) {
 
 void attend(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read, double write,
             bool keep, bool reverse, bool late, bool strict, bool columns, Strided out, Strided last) {
-    Call c{q, k, v, decay, state, ends, out, keep ? last : Strided{}, {}, read, write, 0, reverse, columns, {late, strict, false}};
+    Call c{q,
+           k,
+           v,
+           decay,
+           state,
+           ends,
+           out,
+           keep ? last : Strided{},
+           {},
+           read,
+           write,
+           0,
+           reverse,
+           columns,
+           {late, strict, false}};
     run_any(c);
 }
 
@@ -477,7 +495,8 @@ void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict,
         const int threads = team(N * H, x.shape[0] * T * H * D);
         std::vector<std::vector<double>> sums(threads, std::vector<double>(D));
         const auto at_state = [&](const Strided& y, int64_t n, int64_t h, int64_t i) {
-            return reinterpret_cast<S*>(y.data) + n * y.strides[0] + h * y.strides[1] + (y.ndim > 2 ? i * y.strides[2] : 0);
+            return reinterpret_cast<S*>(y.data) + n * y.strides[0] + h * y.strides[1] +
+                   (y.ndim > 2 ? i * y.strides[2] : 0);
         };
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
         for (int64_t task = 0; task < N * H; ++task) {

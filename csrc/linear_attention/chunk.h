@@ -119,8 +119,9 @@ struct State {
     }
 };
 
-// Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays small.
-// Scalars leave `reach`, E per token, all differences of which are exact enough; vectors leave exp(E) and exp(-E).
+// Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays
+// small. Scalars leave `reach`, E per token, all differences of which are exact enough; vectors leave exp(E) and
+// exp(-E).
 template <class F>
 int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double& head, double& total) {
     double run = 0;
@@ -254,7 +255,8 @@ void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
     }
 }
 
-// Adds n tokens to the state: k (n, K), values (n, wide). `keep` is what is left of it by then, where that is one number.
+// Adds n tokens to the state: k (n, K), values (n, wide). `keep` is what is left of it by then, where that is one
+// number.
 template <class F>
 void add(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep, bool whole, bool part) {
     constexpr int W = lanes<F>;

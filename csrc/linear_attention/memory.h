@@ -91,7 +91,8 @@ void transpose(const F* from, int64_t from_stride, int64_t rows, int64_t columns
         int64_t c = 0;
         for (; c + 4 <= columns; c += 4) {
             const F* x = from + r * from_stride + c;
-            const Four a = *reinterpret_cast<const Four*>(x), b = *reinterpret_cast<const Four*>(x + from_stride), d = *reinterpret_cast<const Four*>(x + 2 * from_stride),
+            const Four a = *reinterpret_cast<const Four*>(x), b = *reinterpret_cast<const Four*>(x + from_stride),
+                       d = *reinterpret_cast<const Four*>(x + 2 * from_stride),
                        e = *reinterpret_cast<const Four*>(x + 3 * from_stride);
             const Four ab = __builtin_shuffle(a, b, Index{0, 4, 1, 5}), ba = __builtin_shuffle(a, b, Index{2, 6, 3, 7});
             const Four de = __builtin_shuffle(d, e, Index{0, 4, 1, 5}), ed = __builtin_shuffle(d, e, Index{2, 6, 3, 7});

@@ -59,11 +59,21 @@ template <class F, class Function>
         int64_t row = 0;
         for (; row + 6 <= rows; row += 6) f.template operator()<6, N>(row, column);
         switch (rows - row) {
-            case 1: f.template operator()<1, N>(row, column); break;
-            case 2: f.template operator()<2, N>(row, column); break;
-            case 3: f.template operator()<3, N>(row, column); break;
-            case 4: f.template operator()<4, N>(row, column); break;
-            case 5: f.template operator()<5, N>(row, column); break;
+            case 1:
+                f.template operator()<1, N>(row, column);
+                break;
+            case 2:
+                f.template operator()<2, N>(row, column);
+                break;
+            case 3:
+                f.template operator()<3, N>(row, column);
+                break;
+            case 4:
+                f.template operator()<4, N>(row, column);
+                break;
+            case 5:
+                f.template operator()<5, N>(row, column);
+                break;
         }
     };
     int64_t column = 0;

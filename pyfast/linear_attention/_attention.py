@@ -52,7 +52,8 @@ def attention(
             heads than another, a divisor of them, as grouped-query attention has: each of these serves a group of
             consecutive heads.
         scale: multiplies the result; ``K ** -0.5`` by default.
-        causal: whether token t sees only tokens up to t. If not, the keys may be of another sequence, of another length.
+        causal: whether token t sees only tokens up to t. If not, keys and values may be of another sequence, of another
+            length, and there is no decay and no delta rule.
         reverse: whether time runs from the last token to the first: token t sees tokens from t on.
         decay: logarithms of the factors by which the state decays before a token is added, at most 0 as a rule, -inf to
             forget: (H,) one per head, as in RetNet; (B, T, H) one per token, as in Mamba-2; or (B, T, H, K) one per
@@ -69,11 +70,12 @@ def attention(
         cu_seqlens: (N + 1,) int64: sequences of different lengths, laid end to end with B = 1, begin and end at these
             tokens; empty ones are allowed.
         cu_seqlens_k: the same for k and v, if ``causal`` is false and it differs; ``cu_seqlens`` by default.
-        group: a ``torch.distributed`` process group whose ranks hold consecutive parts of the tokens, of any lengths, in
-            the order of the ranks, with the same options and ``initial_state``. The result is this rank's part of the
+        group: a ``torch.distributed`` process group whose ranks hold consecutive parts of the tokens, of any lengths,
+            in the order of the ranks, with the same options and ``initial_state``. The result is this rank's part of the
             attention over all tokens, and the final state the state after all. One exchange of states among the ranks;
             gradients are those of the sum of the ranks' losses, of which each rank finds its share: for what the ranks
             have in common, as ``initial_state``, their sum is the whole. All ranks have to run the backward pass.
+            ``torch.compile`` splits the graph at the exchange. Not with ``cu_seqlens``.
         out: where to write the result, of its shape and dtype, with any strides; without gradients.
 
     Returns:
@@ -146,11 +148,11 @@ def attention(
             values = ops.spread(values, ops.heads(q, k, v))  # each head of q has a state, so its own solution
             values = values.to(ops.exact(v))
             values, _ = ops.solve(k, write, values, decay, state, cu_seqlens, False, reverse, False)
-        args = q, write, values, decay, state, cu_seqlens, scale, 1.0, keep, reverse, False, False, False
+        flags = scale, 1.0, keep, reverse, False, False, False
         if into:
-            result, last = out, ops.attend_into(*args, out)
+            result, last = out, ops.attend_into(q, write, values, decay, state, cu_seqlens, *flags, out)
         else:
-            result, last = ops.attend(*args)
+            result, last = ops.attend(q, write, values, decay, state, cu_seqlens, *flags)
     if ones:
         result = result[..., :-1] / (result[..., -1:] + eps)
     result = result.to(kind)
@@ -203,6 +205,8 @@ def step(
         >>> state  # 0.5 * 1 + 1
         tensor([[[[1.5000, 1.5000],
                   [1.5000, 1.5000]]]])
+
+    Source: the recurrence of ``attention``, Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, equation 18.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3:
@@ -269,7 +273,9 @@ def _check(
         raise TypeError(f"k and v must have the dtype of q, {dtype}, got {k.dtype} and {v.dtype}")
     if bk != b or size_k != size or (causal and tk != t):
         time = t if causal else "T"
-        raise ValueError(f"k must have shape ({b}, {time}, H, {size}) to match q {tuple(q.shape)}, got {tuple(k.shape)}")
+        raise ValueError(
+            f"k must have shape ({b}, {time}, H, {size}) to match q {tuple(q.shape)}, got {tuple(k.shape)}"
+        )
     if v.shape[0] != b or v.shape[1] != tk:
         raise ValueError(f"v must have shape ({b}, {tk}, H, V) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
     h = max(hq, hk, hv)
@@ -305,7 +311,7 @@ def _check(
         raise ValueError("reverse must be False if causal is False, got True")
     if ends_k is not None and (causal or ends is None):
         raise ValueError("cu_seqlens_k must be None unless causal is False and cu_seqlens is given, got a tensor")
-    for name, x, length in (("cu_seqlens", ends, t), ("cu_seqlens_k", ends_k, tk)):
+    for name, x, length in (("cu_seqlens", ends, t), ("cu_seqlens_k", ends_k, tk)):  # type: ignore[assignment]
         if x is None:
             continue
         if x.dim() != 1 or x.shape[0] < 1:
@@ -329,12 +335,10 @@ def _check(
         if state.dtype != torch.float64 and (state.dtype != torch.float32 or dtype == torch.float64):
             kinds = "float64" if dtype == torch.float64 else "float32 or float64"
             raise TypeError(f"initial_state must be {kinds}, got {state.dtype}")
-    for name, x in (("k", k), ("v", v), ("decay", decay), ("beta", beta), ("initial_state", state)):
-        if x is not None and x.device != device:
-            raise TypeError(f"{name} must be on the device of q, {device}, got {x.device}")
-    for name, x in (("cu_seqlens", ends), ("cu_seqlens_k", ends_k)):
-        if x is not None and x.device != device:
-            raise TypeError(f"{name} must be on the device of q, {device}, got {x.device}")
+    names = "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
+    for name, y in zip(names, (k, v, decay, beta, state, ends, ends_k), strict=True):
+        if y is not None and y.device != device:
+            raise TypeError(f"{name} must be on the device of q, {device}, got {y.device}")
     scale = (size or 1) ** -0.5 if scale is None else scale
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")

@@ -7,8 +7,8 @@
 
 The adjoint of "decay, add, read" in one direction of time is "add, read, decay" in the other, hence ``late``; a decay
 per key dimension of the state is one per value dimension of its transpose, hence ``columns``. ``solve`` is the delta
-rule's triangular system, x_t = v_t - S_{t-1}' p_t with S_t = exp(decay_t) S_{t-1} + k_t x_t', and its adjoint solves the
-transposed one. So every order of derivative, in both modes, is exact, and is computed by the same two kernels.
+rule's triangular system, x_t = v_t - S_{t-1}' p_t with S_t = exp(decay_t) S_{t-1} + k_t x_t', and its adjoint solves
+the transposed one. So every order of derivative, in both modes, is exact, and is computed by the same two kernels.
 """
 
 from typing import Any
@@ -59,25 +59,25 @@ def _zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v.new_zeros(*q.shape[:2], heads(q, k, v), v.shape[-1])
 
 
-def _allocate_attend(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+def _results(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, ends: Tensor | None, last: bool, more: int = 0
 ) -> tuple[Tensor, Tensor]:
-    b, t, h = *q.shape[:2], heads(q, k, v)
-    dtype = wide(q) if state is None else state.dtype
-    n = b if ends is None else ends.shape[0] - 1
-    last = (n, h, k.shape[-1], v.shape[-1]) if rest[-_LAST_FROM_END] else (n, 0)
-    return v.new_empty(b, t, h, v.shape[-1]), v.new_empty(last, dtype=dtype)
+    """What is read, and the last state, of ``more`` columns than v has; empty if it is not wanted."""
+    h, size = heads(q, k, v), v.shape[-1]
+    n = q.shape[0] if ends is None else ends.shape[0] - 1
+    shape = (n, h, k.shape[-1], size + more) if last else (n, 0)
+    return v.new_empty(*q.shape[:2], h, size), v.new_empty(shape, dtype=wide(q) if state is None else state.dtype)
 
 
-_LAST_FROM_END = 5  # attend's flags: last, reverse, late, strict, columns
+def _allocate_attend(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *flags: Any
+) -> tuple[Tensor, Tensor]:
+    return _results(q, k, v, state, ends, flags[2])
 
 
 def _decay_gradient(
     decay: Tensor,
-    reader: Tensor,
-    dreader: Tensor,
-    writer: Tensor,
-    dwriter: Tensor,
+    pairs: tuple[Any, ...],
     last: Tensor | None,
     dlast: Tensor | None,
     ends: Tensor | None,
@@ -85,7 +85,8 @@ def _decay_gradient(
     late: bool,
     columns: bool,
 ) -> Tensor:
-    """Every pair of a reader t and a writer u meets in exp(E_t - E_u), E the sum of decays: so dE = x dx, and sum back."""
+    """A reader t and a writer u meet in exp(E_t - E_u), E the sum of decays: so dE = x dx, summed back over time."""
+    reader, dreader, writer, dwriter = pairs
     h = dreader.shape[2]
     vector = _is_vector(decay)
     dtype = decay.dtype
@@ -135,7 +136,7 @@ def _attend_gradients(
         dv, _ = attend(k, q, dout[..., :width], decay, None if dlast is None else dlast[..., :width], ends, *flags)
     if need[3]:
         pairs = (out, dout, v, dv) if columns else (q, dq, k, dk)
-        ddecay = _decay_gradient(decay, *pairs, last, dlast, ends, reverse, late, columns)  # type: ignore[arg-type]
+        ddecay = _decay_gradient(decay, pairs, last, dlast, ends, reverse, late, columns)
     return (
         gather(dq, q.shape[2]).to(q.dtype) if need[0] else None,  # type: ignore[arg-type]
         gather(dk, k.shape[2]).to(k.dtype) if need[1] else None,  # type: ignore[arg-type]
@@ -194,14 +195,10 @@ def _rows(*inputs: Any) -> tuple[int, ...]:
 
 
 def _allocate_normalized(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *flags: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    b, t, h = *q.shape[:2], heads(q, k, v)
-    dtype = wide(q) if state is None else state.dtype
-    n = b if ends is None else ends.shape[0] - 1
-    last = (n, h, k.shape[-1], v.shape[-1] + 1) if rest[2] else (n, 0)
-    out = v.new_empty(b, t, h, v.shape[-1])
-    return out, q.new_empty(last, dtype=dtype), q.new_empty(b, t, h, dtype=wide(q))
+    out, last = _results(q, k, v, state, ends, flags[2], more=1)
+    return out, last, q.new_empty(out.shape[:3], dtype=wide(q))
 
 
 def with_ones(v: Tensor) -> Tensor:
@@ -249,9 +246,9 @@ def _normalized_jvp(
 
 
 def _allocate_solve(
-    p: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *rest: Any
+    p: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, ends: Tensor | None, *flags: Any
 ) -> tuple[Tensor, Tensor]:
-    return _allocate_attend(p, k, v, decay, state, ends, rest[0], None, None, None, None)
+    return _results(p, k, v, state, ends, flags[0])
 
 
 def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -280,9 +277,8 @@ def _derive_solve(ctx: Any, dx: Tensor | None, dlast: Tensor | None) -> tuple[An
         args = decay, _mT(end), ends, 1.0, 1.0, False, not reverse, not late, True, columns
         dk = -attend(x, w, p_, *args)[0]
     if need[3]:
-        ddecay = _decay_gradient(
-            decay, p, dp, k, dk, last, dlast if keep else None, ends, reverse, late, False  # type: ignore[arg-type]
-        )
+        sums = last, dlast if keep else None, ends, reverse, late, False
+        ddecay = _decay_gradient(decay, (p, dp, k, dk), *sums)
     return (
         gather(dp, p.shape[2]).to(p.dtype) if need[0] else None,  # type: ignore[arg-type]
         gather(dk, k.shape[2]).to(k.dtype) if need[1] else None,  # type: ignore[arg-type]
@@ -356,7 +352,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _derive_collect(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    k, v, state, ends = ctx.saved_tensors
+    k, v, _, ends = ctx.saved_tensors
     need = ctx.needs_input_grad
     dk = gather(read(v, dout.mT, ends, 1.0), k.shape[2]) if need[0] else None
     dv = gather(read(k, dout, ends, 1.0), v.shape[2]) if need[1] else None
@@ -364,7 +360,7 @@ def _derive_collect(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
 
 
 def _collect_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], output: Tensor) -> Tensor:
-    k, v, state, ends = inputs
+    k, v, _, ends = inputs
     dk, dv, change, _ = tangents
     if dk is not None:
         change = collect(dk, v, change, ends)

@@ -1,0 +1,171 @@
+"""Triton kernels for pyfast.linear_attention: one program per head and tile of its state, which stays in registers.
+
+Every token is read once and nothing but the result is written. Where heads are too few to fill the GPU and the sequence
+is long, it is cut into parts: what each adds to the state, the states between them, and then the results.
+"""
+
+import functools
+
+import torch
+import triton
+from pyfast.kernels.linear_attention._chunks import COLUMNS, NONE, ROWS, SCALAR, _attend
+from pyfast.kernels.linear_attention._sums import _cumulate, _join, _read
+
+
+@functools.cache
+def processors(device):
+    """How many programs of some size run at once; 1 under the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
+def capability(device):
+    return torch.cuda.get_device_capability(device)[0] * 10 if device.type == "cuda" else 90
+
+
+def blocks(capability, dtype, K, V, kind=0, solve=False, normalize=False, double=False):
+    """Sizes of blocks, warps and stages, such that no register is spilled: tests/test_triton_aot.py."""
+    BK = max(16, triton.next_power_of_2(K))
+    half = dtype.itemsize == 2
+    BT, BV, warps = 32, 32, 4
+    if not half:  # no tensor cores
+        BT, warps = 16, 8
+        BV = 32 if BK <= 64 else 16
+    elif kind > SCALAR.value or solve or BK > 256:
+        BT, warps = 16, 8 if BK > 128 else 4
+    elif normalize:
+        warps = 4 if BK <= 64 else 8
+        BT, BV = (16, 16) if BK > 128 else (32, 32)
+    elif capability < 90 or dtype == torch.float16:
+        BV, warps = (16, 8) if BK > 128 else (32, 4)
+    else:  # 64 tokens are what Hopper's instructions multiply at once
+        BT = 64
+        BV = 64 if BK <= 64 else 32 if BK <= 128 or not kind else 16
+        warps = 8 if BK > 128 and not kind else 4
+    if double or dtype == torch.float64 or BK > 256:
+        BV = 16
+    return {
+        "BT": BT,
+        "BK": BK,
+        "BV": min(BV, max(16, triton.next_power_of_2(V))),
+        "num_warps": warps,
+        "num_stages": 2 if half else 1,
+    }
+
+
+def _strides(x, size):
+    return (0,) * size if x is None else x.stride()
+
+
+def _parts(programs, tokens, block, device):
+    """Into how many parts sequences are cut, where there are too few programs to fill the GPU."""
+    enough = processors(device) * 3 // 2
+    return 1 if programs >= enough else max(1, min(enough // max(programs, 1), tokens // (8 * block)))
+
+
+def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, eps, reverse, late, strict, columns, solve):
+    """The state alone if there is no `out`; `denominator` means that results are divided."""
+    B, T, Hk, K = k.shape
+    V, Hv = v.shape[3], v.shape[2]
+    Hq = Hk if q is None else q.shape[2]
+    H = max(Hq, Hk, Hv)
+    N = B if ends is None else ends.shape[0] - 1
+    normalize = denominator is not None
+    if not N or not H or (not V and not normalize):
+        return
+    kind = (NONE if decay is None else SCALAR if decay.dim() == 3 else COLUMNS if columns else ROWS).value
+    wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+    double = any(x is not None and x.dtype == torch.float64 for x in (state, last))
+    how = blocks(capability(k.device), k.dtype, K, V, kind, solve, normalize, double)
+    tiles = max(1, triton.cdiv(V, how["BV"]))
+    tokens = 0 if solve or normalize or kind > SCALAR.value else triton.cdiv(T * B, max(N, 1))
+    P = _parts(N * H * tiles, tokens, how["BT"], k.device)
+
+    reach = max(abs(s) for x in (q, k, v, decay, out) if x is not None for s in x.stride()[1:])
+    long = reach * 512 >= 1 << 31
+
+    def run(q, state, state_strides, Hs, out, last, last_strides, total):
+        _attend[(N * H * tiles * P,)](
+            q, k, v, decay, state, ends, out, last, denominator, total,
+            *_strides(q, 4), *k.stride(), *v.stride(), *(*_strides(decay, 4), 0)[:4],
+            *state_strides, *_strides(ends, 1), *_strides(out, 4), *last_strides, *_strides(denominator, 3),
+            T, H, Hq, Hk, Hv, 1 if decay is None else decay.shape[2], Hs, K, V, P, int(late), read, write, eps,
+            DECAY=kind, SOLVE=solve, STRICT=strict, REVERSE=reverse, NORMALIZE=normalize,
+            DOUBLE=double, LONG=long, **how,
+        )  # fmt: skip
+
+    def with_parts(x):
+        n, *rest = _strides(x, 4)
+        return n, 0, *rest
+
+    Hs = 1 if state is None else state.shape[1]
+    if P == 1:
+        return run(q, state, with_parts(state), Hs, out, last, with_parts(last), None)
+    parts = torch.empty(N, H, P, K, V, dtype=torch.float64 if double else wide, device=k.device)
+    total = torch.empty(N, H, P, dtype=torch.float64, device=k.device)
+    n, h, p, *cell = parts.stride()
+    run(None, None, (0,) * 5, 1, None, parts, (n, p, h, *cell), total)
+    _join[(N * H, triton.cdiv(K * V, 1024))](
+        parts, total, state, last, *_strides(state, 4), *_strides(last, 4), H, Hs, K, V, P, BLOCK=1024
+    )
+    if out is not None:
+        run(q, parts, (n, p, h, *cell), H, out, None, (0,) * 5, None)
+
+
+def attend(
+    q, k, v, decay, state, cu_seqlens, read, write, last_wanted, reverse, late, strict, columns, out, last
+):  # fmt: skip
+    last = last if last_wanted else None
+    _launch(
+        q, k, v, decay, state, cu_seqlens, out, last, None, read, write, 0.0, reverse, late, strict, columns, False
+    )
+
+
+def attend_normalized(q, k, v, decay, state, cu_seqlens, read, eps, last_wanted, reverse, out, last, denominator):
+    last = last if last_wanted else None
+    _launch(
+        q, k, v, decay, state, cu_seqlens, out, last, denominator, read, 1.0, eps, reverse, False, False, False, False
+    )
+
+
+attend_into, attend_normalized_into = attend, attend_normalized
+
+
+def solve(p, k, v, decay, state, cu_seqlens, last_wanted, reverse, late, x, last):
+    last = last if last_wanted else None
+    _launch(p, k, v, decay, state, cu_seqlens, x, last, None, 1.0, 1.0, 0.0, reverse, late, True, False, True)
+
+
+def collect(k, v, state, cu_seqlens, out):
+    _launch(None, k, v, None, state, cu_seqlens, None, out, None, 1.0, 1.0, 0.0, False, False, False, False, False)
+
+
+def read(q, state, cu_seqlens, scale, out):
+    B, T, Hq, K = q.shape
+    N, Hs, _, V = state.shape
+    H = out.shape[2]
+    if not N or not H or not V:
+        return
+    how = blocks(capability(q.device), q.dtype, K, V)
+    tiles = triton.cdiv(V, how["BV"])
+    P = _parts(N * H * tiles, triton.cdiv(T * B, N) * 8, how["BT"], q.device)
+    _read[(N * H * tiles * P,)](
+        q, state, cu_seqlens, out, *q.stride(), *state.stride(), *_strides(cu_seqlens, 1), *out.stride(),
+        T, H, Hq, Hs, K, V, P, scale, **how,
+    )  # fmt: skip
+
+
+def cumulate(x, start, cu_seqlens, reverse, strict, out, total):
+    if x.dim() == 3:  # heads are dimensions of one head, side by side in memory
+        x, out, total = x.unsqueeze(2), out.unsqueeze(2), total.unsqueeze(1)
+        start = None if start is None else start.unsqueeze(1)
+    _, T, H, D = x.shape
+    N = total.shape[0]
+    if not N or not H or not D:
+        return
+    BD = min(32, triton.next_power_of_2(D))
+    BT = 1024 // BD
+    _cumulate[(N * H * triton.cdiv(D, BD),)](
+        x, start, cu_seqlens, out, total, *x.stride(), *_strides(start, 3), *_strides(cu_seqlens, 1), *out.stride(),
+        *total.stride(), T, H, D, int(strict), REVERSE=reverse, BT=BT, BD=BD,
+    )  # fmt: skip

@@ -1,0 +1,231 @@
+"""One pass over the tokens of a head, in chunks, with a tile of its state in registers.
+
+    S_t = diag(exp(decay_t)) S_{t-1} + write k_t v_t',   out_t = read S_t' q_t
+
+Inside a chunk, with E_t the sum of its decays up to t: out = exp(E) q S + (q k' * exp(E_t - E_u)) v, products of small
+matrices; S is kept divided by `write`. A token that comes after t must not reach it even if it is not finite: scores are
+selected, not multiplied by 0; and since a product of matrices adds 0 v_u too, a chunk in which a v_u is not finite is
+added up token by token.
+"""
+
+import triton
+import triton.language as tl
+from pyfast.kernels.linear_attention._decay import _gates, _read_by_column, _scores_by_row
+from pyfast.kernels.linear_attention._tiles import _add_dot, _dot, _factor, _load, _part, _span
+
+# Decays of the state: none, one number, one per key dimension, one per value dimension.
+NONE, SCALAR, ROWS, COLUMNS = (tl.constexpr(i) for i in range(4))
+
+
+@triton.jit
+def _add_values(o, scores, values, v, v_t, v_v, first, start, count, j, V, sign, STRICT: tl.constexpr):
+    """o + scores values; what is not finite is multiplied by the scores of those only who may see it."""
+    TOKENS: tl.constexpr = values.dtype
+    finite = tl.abs(values.to(o.dtype)) < float("inf")
+    if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) == 0:
+        PRECISION: tl.constexpr = "tf32" if TOKENS == tl.float16 else "ieee"
+        o = _add_dot(_factor(scores, TOKENS), _factor(values, TOKENS), o, PRECISION)
+    else:
+        t = tl.arange(0, scores.shape[0])
+        for u in range(scores.shape[0]):
+            inside = j < tl.where(start + u < count, V, 0)
+            value = tl.load(v + (first + sign * (start + u)) * v_t + j * v_v, inside, 0.0).to(o.dtype)
+            score = tl.sum(tl.where(t[None, :] == u, scores, 0.0), 1)
+            o += tl.where(t[:, None] >= u + STRICT, score[:, None] * value[None, :], 0.0)
+    return o
+
+
+@triton.jit
+def _substitute(scores, x):
+    """x_t - the sum of scores_tu x_u over u < t, row by row: x solves a triangular system."""
+    t = tl.arange(0, scores.shape[0])
+    for u in range(scores.shape[0] - 1):
+        row = tl.sum(tl.where((t == u)[:, None], x, 0.0), 0)
+        column = tl.sum(tl.where((t == u)[None, :], scores, 0.0), 1)
+        x = tl.where((t > u)[:, None], x - column[:, None] * row[None, :], x)
+    return x
+
+
+@triton.jit
+def _state(base, stride_k, stride_v, tile, zero, K, V, BK: tl.constexpr, BV: tl.constexpr):
+    """Where the cells of a tile lie, which of them there are, and where the sum of keys lies: the column after the last."""
+    i = (zero + tl.arange(0, BK)).to(tl.int64)
+    j = (zero + tile * BV + tl.arange(0, BV)).to(tl.int64)
+    cells = (i < K)[:, None] & (j < V)[None, :]
+    return base + i[:, None] * stride_k + j[None, :] * stride_v, cells, base + i * stride_k + V * stride_v
+
+
+@triton.jit
+def _attend(
+    q, k, v, decay, state, ends, out, last, denominator, total,
+    q_b, q_t, q_h, q_k, k_b, k_t, k_h, k_k, v_b, v_t, v_h, v_v, decay_b, decay_t, decay_h, decay_d,
+    state_n, state_p, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
+    last_n, last_p, last_h, last_k, last_v, denominator_b, denominator_t, denominator_h,
+    T, H, Hq, Hk, Hv, Hd, Hs, K, V, P, shift, read: "fp64", write: "fp64", eps: "fp64",
+    DECAY: tl.constexpr, SOLVE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, NORMALIZE: tl.constexpr,
+    DOUBLE: tl.constexpr, LONG: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Program: a tile of value dimensions, a part of the tokens, a head of a sequence. Absent tensors are None.
+
+    Without `out`, the state alone is computed. `total` is for what is left of it over a part. `shift` is 1 where decays
+    come late, which is one token later.
+    """
+    TOKENS: tl.constexpr = v.dtype.element_ty
+    WIDE: tl.constexpr = tl.float64 if TOKENS == tl.float64 else tl.float32
+    STATE: tl.constexpr = tl.float64 if DOUBLE else WIDE
+    PRECISION: tl.constexpr = "tf32" if TOKENS == tl.float16 else "ieee"
+    program = tl.program_id(0)
+    tiles = tl.maximum(tl.cdiv(V, BV), 1)
+    tile, p, task = program % tiles, program // tiles % P, (program // tiles // P).to(tl.int64)
+    n, h = task // H, task % H
+    begin, count = _span(ends, ends_n, n, T)
+    lo, hi = _part(p, P, count, BT)
+    b = n if ends is None else n * 0
+    sign = -1 if REVERSE else 1
+    first = begin + count - 1 if REVERSE else begin
+    first_decay = first - sign * shift
+    k += b * k_b + h * Hk // H * k_h
+    v += b * v_b + h * Hv // H * v_h
+    if out is not None:
+        q += b * q_b + h * Hq // H * q_h
+        out += b * out_b + h * out_h
+    if DECAY != NONE:
+        decay += b * decay_b + h * Hd // H * decay_h
+
+    INDEX: tl.constexpr = tl.int64 if LONG else tl.int32  # of what lies in a token
+    local = tl.arange(0, BT)
+    i = tl.arange(0, BK).to(INDEX)
+    j = tile.to(INDEX) * BV + tl.arange(0, BV).to(INDEX)
+    d, D = (i, K) if DECAY == ROWS else (j, V)
+    writes = tl.full((), write, STATE)
+    silent = writes == 0
+    unit = tl.where(silent, 1.0, writes)
+    scale = (tl.full((), read, STATE) * unit).to(WIDE)
+    S = tl.zeros((BK, BV), STATE)
+    z = tl.zeros((BK,), STATE)
+    if state is not None:
+        state += n * state_n + p * state_p + h * Hs // H * state_h
+        place, cells, keys_place = _state(state, state_k, state_v, tile, 0, K, V, BK, BV)
+        S = tl.load(place, cells, 0.0).to(STATE) * (1.0 / unit)
+        if NORMALIZE:
+            z = tl.load(keys_place, i < K, 0.0).to(STATE)
+    left = tl.zeros((), tl.float64)
+    done = lo
+
+    for start in range(lo, hi, BT):
+        t = start + local
+        inside = t < hi
+        row = first + sign * t.to(tl.int64)
+        row_decay = first_decay + sign * t.to(tl.int64)
+        # Of t, not of `local`: what does not change is kept in registers through the loop.
+        seen = t[:, None] > t[None, :] if STRICT else t[:, None] >= t[None, :]
+        keys = _load(k, row, k_t, inside, i, k_k, K)
+        values = _load(v, row, v_t, inside, j, v_v, tl.where(silent, 0, V))
+        decays = inside & (t >= shift)
+        if DECAY == SCALAR:
+            a = tl.load(decay + row_decay * decay_t, decays, 0.0).to(WIDE)
+            to_here, gate, to_end, to_all = _gates(a, seen, WIDE)
+            left += tl.sum(tl.where(a < -1e4, -1e4, a.to(tl.float64)), 0)
+        elif DECAY != NONE:
+            a = _load(decay, row_decay, decay_t, decays, d, decay_d, D).to(WIDE)
+            here = tl.cumsum(a, 0)
+            to_here = tl.exp(here)
+            after = (local + 1 < BT) & (t + 1 < hi) & (t + 1 >= shift)
+            rest = _load(decay, row_decay + sign, decay_t, after, d, decay_d, D).to(WIDE)
+            to_end = tl.exp(tl.cumsum(rest, 0, reverse=True))
+            to_all = tl.exp(tl.sum(a, 0))
+        if out is not None:
+            queries = _load(q, row, q_t, inside, i, q_k, K)
+            narrow = _factor(S, TOKENS)
+            if DECAY == ROWS:
+                decayed = queries.to(WIDE) * to_here
+                scores = _scores_by_row(
+                    queries.to(WIDE), k, k_t, k_k, decay, decay_t, decay_d, first, first_decay, start, hi, i, K, sign,
+                    BT, WIDE,
+                )  # fmt: skip
+                scores = tl.where(seen, scores, 0.0)
+                o = _dot(_factor(decayed, TOKENS), narrow, PRECISION).to(WIDE)
+            else:
+                scores = tl.where(seen, _dot(queries, tl.trans(keys), "ieee").to(WIDE), 0.0)
+                o = _dot(_factor(queries, TOKENS), narrow, PRECISION).to(WIDE)
+                if DECAY == SCALAR:
+                    o *= to_here[:, None]
+                    scores *= gate
+                elif DECAY == COLUMNS:
+                    o *= to_here
+            if NORMALIZE:
+                reader = decayed if DECAY == ROWS else queries.to(WIDE)
+                past = tl.sum(reader * z.to(WIDE)[None, :], 1)
+                if DECAY == SCALAR:
+                    past *= to_here
+                below = scale * (past + tl.sum(scores, 1))
+            if SOLVE:
+                o = _substitute(scores, values.to(WIDE) - o)
+                result = o
+            elif DECAY == COLUMNS:
+                result = scale * _read_by_column(
+                    o, scores, v, v_t, v_v, decay, decay_t, decay_d, first, first_decay, start, hi, j, V, sign,
+                    BT, STRICT, WIDE,
+                )  # fmt: skip
+            else:
+                result = scale * _add_values(
+                    o, scores, values, v, v_t, v_v, first, start, hi, j, V, sign, STRICT
+                )
+            if NORMALIZE:
+                result /= (below + tl.full((), eps, WIDE))[:, None]
+                where = denominator + b * denominator_b + h * denominator_h + row * denominator_t
+                tl.store(where, below, t < tl.where(tile == 0, hi, 0))
+            tl.store(
+                out + row[:, None] * out_t + j[None, :] * out_v,
+                result.to(TOKENS),
+                inside[:, None] & (j < V)[None, :],
+            )
+        if SOLVE:
+            values = tl.where(inside[:, None], o, 0.0)
+        if DECAY == SCALAR:
+            values = values.to(WIDE) * to_end[:, None]
+            S *= to_all.to(STATE)
+        elif DECAY == COLUMNS:
+            values = values.to(WIDE) * to_end
+            S *= to_all.to(STATE)[None, :]
+        writers = keys
+        if DECAY == ROWS:
+            writers = (keys.to(WIDE) * to_end).to(TOKENS)
+            S *= to_all.to(STATE)[:, None]
+        S = _add_dot(tl.trans(writers), values.to(TOKENS), S, "ieee")
+        if NORMALIZE:
+            added = keys.to(WIDE)
+            if DECAY == SCALAR:
+                z *= to_all.to(STATE)
+                added *= to_end[:, None]
+            elif DECAY == ROWS:
+                z *= to_all.to(STATE)
+                added *= to_end
+            z += tl.sum(added, 0).to(STATE)
+        done += BT
+
+    if last is not None:
+        S *= unit
+        if DECAY != NONE:
+            here = (shift > 0) & (count > 0) & (p == P - 1)
+            where = decay + (first + sign * (count - 1)) * decay_t
+            if DECAY == SCALAR:
+                a = tl.load(where, here, 0.0).to(WIDE)
+                left += tl.where(a < -1e4, -1e4, a.to(tl.float64))
+                S *= tl.exp(a).to(STATE)
+                z *= tl.exp(a).to(STATE)
+            else:
+                a = tl.exp(tl.load(where + d * decay_d, d < tl.where(here, D, 0), 0.0).to(WIDE)).to(STATE)
+                if DECAY == ROWS:
+                    S *= a[:, None]
+                    z *= a
+                else:
+                    S *= a[None, :]
+        last += n * last_n + p * last_p + h * last_h
+        # Places are computed anew, from a 0 only known now: kept through the loop, they would fill the registers.
+        place, cells, keys_place = _state(last, last_k, last_v, tile, 16 * tl.minimum(done, 0), K, V, BK, BV)
+        tl.store(place, S.to(last.dtype.element_ty), cells)
+        if NORMALIZE:
+            tl.store(keys_place, z.to(last.dtype.element_ty), i < tl.where(tile == 0, K, 0))
+    if total is not None:
+        tl.store(total + task * P + p, left, tile == 0)

@@ -1,0 +1,60 @@
+"""What the kernels of linear attention share: where a program works, tiles of tokens, products of small matrices."""
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter multiplies the bit patterns of bfloat16.
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _add_dot(a, b, sum, PRECISION: tl.constexpr):
+    """sum + a b; sum may be wider."""
+    if a.dtype == tl.float64 or sum.dtype == tl.float64:
+        return sum + _dot(a, b, PRECISION).to(sum.dtype)
+    elif _INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=sum, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc=sum, input_precision=PRECISION)
+
+
+@triton.jit
+def _factor(x, TOKENS: tl.constexpr):
+    """Sums as factors of a product: float16 has too little range for them, and tf32 as many digits."""
+    if TOKENS == tl.bfloat16:
+        return x.to(tl.bfloat16)
+    elif TOKENS == tl.float64:
+        return x.to(tl.float64)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def _load(base, row, stride_t, inside, i, stride_i, size):
+    """(tokens, i), zeros where there are none."""
+    return tl.load(base + row[:, None] * stride_t + i[None, :] * stride_i, inside[:, None] & (i < size)[None, :], 0.0)
+
+
+@triton.jit
+def _span(ends, ends_stride, n, T):
+    """Where sequence n begins, and how many tokens it has."""
+    if ends is None:
+        return n * 0, T
+    else:
+        begin = tl.load(ends + n * ends_stride)
+        return begin, (tl.load(ends + (n + 1) * ends_stride) - begin).to(tl.int32)
+
+
+@triton.jit
+def _part(p, P, count, BLOCK: tl.constexpr):
+    """Part p of P of a sequence, in whole blocks: from, up to."""
+    length = tl.cdiv(tl.cdiv(count, P), BLOCK) * BLOCK
+    return tl.minimum(p * length, count), tl.minimum((p + 1) * length, count)

@@ -1,0 +1,48 @@
+"""The page on linear attention: every block of it runs by itself, and every option is on it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyfast import linear_attention
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "linear_attention.md"
+TEXT = PAGE.read_text()
+SECTIONS = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+BLOCKS = [
+    pytest.param(code, id=f"{title}-{i}")
+    for title, text in SECTIONS
+    for i, code in enumerate(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*deprecated:DeprecationWarning")  # torch's own forward mode
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block_runs(code):
+    torch.manual_seed(0)
+    exec(compile(code, str(PAGE), "exec"), {})
+
+
+def test_no_block_escapes():
+    assert len(BLOCKS) == TEXT.count("```python") == TEXT.count("```") / 2
+
+
+@pytest.mark.parametrize("function", [linear_attention.attention, linear_attention.step])
+def test_every_option_is_mentioned(function):
+    for name in inspect.signature(function).parameters:
+        assert re.search(rf"\b{name}\b", TEXT), f"{name} of {function.__name__} is not on the page"
+
+
+def test_every_public_name_is_mentioned_or_explains_itself():
+    functions = {"attention", "step", "elu_plus_one", "LinearAttention"}
+    assert functions <= set(linear_attention.__all__)
+    for name in functions:
+        assert f"linear_attention.{name}" in TEXT
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (PAGE.parent / target).exists(), target

@@ -27,6 +27,8 @@ _library = torch.library.Library("pyfast", "DEF")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad  # looks into lists of tensors too
 _func_active = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
 _modes_active = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -184,25 +186,25 @@ def define(
             return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
         return torch.stack(each), 0
 
-    def run(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated:
-            return op(*inputs)
-        inputs = tuple([_unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in inputs])
-        if torch.is_grad_enabled() and _any_requires_grad(*inputs):
-            return node.apply(*inputs)
-        if direct(inputs):
-            return cpu(*inputs)
-        with _below_autograd():
-            return op(*inputs)
+    tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
 
-    def direct(inputs: Sequence[Any]) -> bool:
-        """Whether the dispatcher would do nothing but find the CPU: plain tensors, no mode to tell."""
-        if _modes_active() or _profiler_enabled():
-            return False
-        for x in inputs:
-            if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu and not x.is_neg()):
-                return False
-        return True
+    def run(*inputs: Any) -> Any:
+        if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated:
+            return op(*inputs)
+        # Where plain tensors lie on the CPU and no mode listens, the dispatcher would do nothing but find the kernel.
+        direct = not (_modes_active() or _profiler_enabled())
+        found = list(inputs)
+        for i in tensors:
+            x = inputs[i]
+            if x is not None:
+                found[i] = x = _unwrap_if_dead(x)
+                direct = direct and x.is_cpu and type(x) in _PLAIN and not x.is_neg()
+        if _grad_enabled() and _any_requires_grad(*found):
+            return node.apply(*found)
+        if direct:
+            return cpu(*found)
+        with _below_autograd():
+            return op(*found)
 
     _library.impl(operator, cpu, "CPU")
     _library.impl(operator, cuda, "CUDA")

@@ -71,13 +71,14 @@ def linear_attention(capability):
         types = [known.get(n, "i32" if len(n) == 2 or n == "T" else "i32:16") for n in sizes]
         return " ".join(types), constants, options
 
-    def attend(dtype, K, decay=none, solve=False, normalize=False, strict=False, packed=False):
+    def attend(dtype, K, decay=none, solve=False, normalize=False, strict=False, packed=False, double=False):
         flags = {"SOLVE": solve, "STRICT": strict or solve, "NORMALIZE": normalize, "REVERSE": packed, "DECAY": decay}
         absent = {"total": None} | ({} if normalize else {"denominator": None}) | ({} if packed else {"ends": None})
         absent |= {"decay": None} if decay == none else {}
-        how = attention.blocks(capability, dtype, K, K, decay, solve, normalize)
+        how = attention.blocks(capability, dtype, K, K, decay, solve, normalize, double)
         given = {n: "i32" for n in ("decay_t", "denominator_t", "shift", "P", "H")}
-        found = variant(attention._attend, dtype, how, given, DOUBLE=False, LONG=False, **flags, **absent)
+        given |= {n: "*fp64" for n in ("state", "last") if double}
+        found = variant(attention._attend, dtype, how, given, DOUBLE=double, LONG=packed, **flags, **absent)
         found[2]["wgmma"] = dtype == bf16 and decay <= scalar and not solve
         return found
 
@@ -91,6 +92,7 @@ def linear_attention(capability):
         *(attend(bf16, K, decay) for K in sizes[1:] for decay in (rows, columns)),
         attend(bf16, 128, scalar, strict=True, packed=True),
         attend(bf16, 128, rows, solve=True),
+        attend(bf16, 128, scalar, double=True),
         attend(fp16, 128, scalar),
         attend(fp32, 64, scalar),
         attend(fp32, 128, scalar),
@@ -98,7 +100,9 @@ def linear_attention(capability):
         attend(fp64, 64),
     ]
     join = variant(attention._join, fp32, {"BLOCK": 1024, "num_warps": 4}, {"H": "i32", "P": "i32"})
-    reads = [variant(attention._read, d, attention.blocks(capability, d, 128, 128), {}, ends=None) for d in (bf16, fp32)]
+    reads = [
+        variant(attention._read, d, attention.blocks(capability, d, 128, 128), {}, ends=None) for d in (bf16, fp32)
+    ]
     given = {"x": "*fp32", "start": "*fp32", "out": "*fp32", "total": "*fp32", "shift": "i32"}
     sums = variant(attention._cumulate, fp32, {"BT": 32, "BD": 32, "num_warps": 4}, given, ends=None, REVERSE=True)
     return {"_attend": attends, "_join": [join], "_read": reads, "_cumulate": [sums]}

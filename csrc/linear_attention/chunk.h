@@ -255,50 +255,66 @@ void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
     }
 }
 
+// sum = sum * left + fresh, one vector of fresh, and the sum rounded where somebody reads it.
+template <bool Narrow, class F, class Left>
+[[gnu::always_inline]] inline void accumulate(double* sum, F* narrow, const F* fresh, Left left) {
+#pragma omp simd
+    for (int l = 0; l < lanes<F>; ++l) {
+        const double x = sum[l] * left(l) + double(fresh[l]);
+        sum[l] = x;
+        if constexpr (Narrow) narrow[l] = F(x);
+    }
+}
+
+template <bool Columns, bool Whole, bool Part, class F>
+void add_tokens(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep) {
+    constexpr int W = lanes<F>;
+    const int64_t K = w.K, wide = w.wide;
+    const F *k = w.k, *head = w.head, *last = w.last;
+    double *whole = s.whole.state, *part = s.part.state;
+    F* narrow = s.narrow;
+    for_tiles<F>(K, wide, [=]<int M, int N>(int64_t row, int64_t column) {
+        Tile<F, M, N> tile;
+        tile.add(k + row, 1, K, values + column, wide, n);
+        for (int m = 0; m < M; ++m) {
+            const double left = decay == Decay::rows ? double(head[row + m]) * last[row + m] : keep;
+            for (int j = 0; j < N; ++j) {
+                const int64_t c = column + j * W, place = (row + m) * wide + c;
+                alignas(vector_bytes) F fresh[W];
+                at(fresh) = Columns                ? tile.sum[m][j] * at(last + c)
+                            : decay == Decay::rows ? tile.sum[m][j] * last[row + m]
+                                                   : tile.sum[m][j];
+                const auto factor = [=](int l) { return Columns ? double(head[c + l]) * last[c + l] : left; };
+                if (Whole) accumulate<true>(whole + place, narrow + place, fresh, factor);
+                if (Part) accumulate<false>(part + place, narrow, fresh, factor);
+            }
+        }
+    });
+}
+
 // Adds n tokens to the state: k (n, K), values (n, wide). `keep` is what is left of it by then, where that is one
 // number.
 template <class F>
 void add(Work<F>& w, State<F>& s, const F* values, int64_t n, Decay decay, double keep, bool whole, bool part) {
-    constexpr int W = lanes<F>;
-    const int64_t K = w.K, wide = w.wide;
     if (whole && s.whole.zero) s.whole.clear();
     if (part && s.part.zero) s.part.clear();
-    const auto left = [&](int64_t i) { return decay == Decay::rows ? double(w.head[i]) * w.last[i] : keep; };
-    for_tiles<F>(K, wide, [&]<int M, int N>(int64_t row, int64_t column) {
-        Tile<F, M, N> tile;
-        tile.add(w.k + row, 1, K, values + column, wide, n);
-        for (int m = 0; m < M; ++m)
-            for (int j = 0; j < N; ++j) {
-                const int64_t place = (row + m) * wide + column + j * W;
-                alignas(vector_bytes) F fresh[W];
-                if (decay == Decay::columns) {
-                    const F *head = w.head + column + j * W, *last = w.last + column + j * W;
-                    at(fresh) = tile.sum[m][j] * at(last);
-                    for (Sum* to : {whole ? &s.whole : nullptr, part ? &s.part : nullptr})
-                        for (int l = 0; to && l < W; ++l)
-                            to->state[place + l] = to->state[place + l] * (double(head[l]) * last[l]) + fresh[l];
-                } else {
-                    at(fresh) = decay == Decay::rows ? tile.sum[m][j] * w.last[row + m] : tile.sum[m][j];
-                    const double factor = left(row + m);
-                    for (Sum* to : {whole ? &s.whole : nullptr, part ? &s.part : nullptr}) {
-                        if (!to) continue;
-                        double* x = to->state + place;
-#pragma omp simd
-                        for (int l = 0; l < W; ++l) x[l] = x[l] * factor + double(fresh[l]);
-                    }
-                }
-                if (whole)
-#pragma omp simd
-                    for (int l = 0; l < W; ++l) s.narrow[place + l] = F(s.whole.state[place + l]);
-            }
-    });
+    const auto run = [&]<bool Columns>() {
+        if (whole && part)
+            add_tokens<Columns, true, true>(w, s, values, n, decay, keep);
+        else if (whole)
+            add_tokens<Columns, true, false>(w, s, values, n, decay, keep);
+        else
+            add_tokens<Columns, false, true>(w, s, values, n, decay, keep);
+    };
+    decay == Decay::columns ? run.template operator()<true>() : run.template operator()<false>();
     for (int64_t i = 0; i < s.whole.key_size; ++i) {
+        const double left = decay == Decay::rows ? double(w.head[i]) * w.last[i] : keep;
         F fresh = 0;
-        for (int64_t t = 0; t < n; ++t) fresh += w.k[t * K + i];
+        for (int64_t t = 0; t < n; ++t) fresh += w.k[t * w.K + i];
         if (decay == Decay::rows) fresh *= w.last[i];
-        if (part) s.part.keys[i] = s.part.keys[i] * left(i) + double(fresh);
+        if (part) s.part.keys[i] = s.part.keys[i] * left + double(fresh);
         if (!whole) continue;
-        s.whole.keys[i] = s.whole.keys[i] * left(i) + double(fresh);
+        s.whole.keys[i] = s.whole.keys[i] * left + double(fresh);
         s.sum[i] = F(s.whole.keys[i]);
     }
 }

@@ -36,7 +36,13 @@ inline const Vector<F>& at(const F* p) {
 // M rows by N vectors of a matrix, while it is being summed.
 template <class F, int M, int N>
 struct Tile {
-    Vector<F> sum[M][N] = {};
+    Vector<F> sum[M][N];
+
+    [[gnu::always_inline]] Tile() {  // one by one, or the compiler clears memory that is never memory
+#pragma GCC unroll 6
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) sum[m][n] = Vector<F>{};
+    }
 
     // += a (M, depth) b (depth, N vectors); element (m, p) of a lies at a[m * a_row + p * a_step]
     [[gnu::always_inline]] void add(const F* a, ptrdiff_t a_row, ptrdiff_t a_step, const F* b, ptrdiff_t b_row,

@@ -4,53 +4,11 @@ Every token is read once and nothing but the result is written. Where heads are 
 is long, it is cut into parts: what each adds to the state, the states between them, and then the results.
 """
 
-import functools
-
 import torch
 import triton
+from pyfast.kernels.linear_attention._blocks import blocks, capability, processors
 from pyfast.kernels.linear_attention._chunks import COLUMNS, NONE, ROWS, SCALAR, _attend
 from pyfast.kernels.linear_attention._sums import _cumulate, _join, _read
-
-
-@functools.cache
-def processors(device):
-    """How many programs of some size run at once; 1 under the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@functools.cache
-def capability(device):
-    return torch.cuda.get_device_capability(device)[0] * 10 if device.type == "cuda" else 90
-
-
-def blocks(capability, dtype, K, V, kind=0, solve=False, normalize=False, double=False):
-    """Sizes of blocks, warps and stages, such that no register is spilled: tests/test_triton_aot.py."""
-    BK = max(16, triton.next_power_of_2(K))
-    half = dtype.itemsize == 2
-    BT, BV, warps = 32, 32, 4
-    if not half:  # no tensor cores
-        BT, warps = 16, 8
-        BV = 32 if BK <= 64 else 16
-    elif kind > SCALAR.value or solve or BK > 256:
-        BT, warps = 16, 8 if BK > 128 else 4
-    elif normalize:
-        warps = 4 if BK <= 64 else 8
-        BT, BV = (16, 16) if BK > 128 else (32, 32)
-    elif capability < 90 or dtype == torch.float16:
-        BV, warps = (16, 8) if BK > 128 else (32, 4)
-    else:  # 64 tokens are what Hopper's instructions multiply at once
-        BT = 64
-        BV = 64 if BK <= 64 else 32 if BK <= 128 or not kind else 16
-        warps = 8 if BK > 128 and not kind else 4
-    if double or dtype == torch.float64 or BK > 256:
-        BV = 16
-    return {
-        "BT": BT,
-        "BK": BK,
-        "BV": min(BV, max(16, triton.next_power_of_2(V))),
-        "num_warps": warps,
-        "num_stages": 2 if half else 1,
-    }
 
 
 def _strides(x, size):
@@ -80,9 +38,8 @@ def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, ep
     tiles = max(1, triton.cdiv(V, how["BV"]))
     tokens = 0 if solve or normalize or kind > SCALAR.value else triton.cdiv(T * B, max(N, 1))
     P = _parts(N * H * tiles, tokens, how["BT"], k.device)
-
-    reach = max(abs(s) for x in (q, k, v, decay, out) if x is not None for s in x.stride()[1:])
-    long = reach * 512 >= 1 << 31
+    stride = max(x.stride(3) for x in (q, k, v, decay, out) if x is not None and x.dim() == 4)
+    long = (how["BK"] + tiles * how["BV"]) * stride >= 1 << 31
 
     def run(q, state, state_strides, Hs, out, last, last_strides, total):
         _attend[(N * H * tiles * P,)](

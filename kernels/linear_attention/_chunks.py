@@ -18,7 +18,7 @@ NONE, SCALAR, ROWS, COLUMNS = (tl.constexpr(i) for i in range(4))
 
 
 @triton.jit
-def _add_values(o, scores, values, v, v_t, v_v, first, start, count, j, V, sign, STRICT: tl.constexpr):
+def _add_values(o, scores, values, v, v_t, v_v, start, count, j, V, sign, STRICT: tl.constexpr):
     """o + scores values; what is not finite is multiplied by the scores of those only who may see it."""
     TOKENS: tl.constexpr = values.dtype
     finite = tl.abs(values.to(o.dtype)) < float("inf")
@@ -29,7 +29,7 @@ def _add_values(o, scores, values, v, v_t, v_v, first, start, count, j, V, sign,
         t = tl.arange(0, scores.shape[0])
         for u in range(scores.shape[0]):
             inside = j < tl.where(start + u < count, V, 0)
-            value = tl.load(v + (first + sign * (start + u)) * v_t + j * v_v, inside, 0.0).to(o.dtype)
+            value = tl.load(v + sign * (start + u).to(tl.int64) * v_t + j * v_v, inside, 0.0).to(o.dtype)
             score = tl.sum(tl.where(t[None, :] == u, scores, 0.0), 1)
             o += tl.where(t[:, None] >= u + STRICT, score[:, None] * value[None, :], 0.0)
     return o
@@ -83,14 +83,13 @@ def _attend(
     b = n if ends is None else n * 0
     sign = -1 if REVERSE else 1
     first = begin + count - 1 if REVERSE else begin
-    first_decay = first - sign * shift
-    k += b * k_b + h * Hk // H * k_h
-    v += b * v_b + h * Hv // H * v_h
+    k += b * k_b + h * Hk // H * k_h + first * k_t
+    v += b * v_b + h * Hv // H * v_h + first * v_t
     if out is not None:
-        q += b * q_b + h * Hq // H * q_h
-        out += b * out_b + h * out_h
+        q += b * q_b + h * Hq // H * q_h + first * q_t
+        out += b * out_b + h * out_h + first * out_t
     if DECAY != NONE:
-        decay += b * decay_b + h * Hd // H * decay_h
+        decay += b * decay_b + h * Hd // H * decay_h + (first - sign * shift) * decay_t
 
     INDEX: tl.constexpr = tl.int64 if LONG else tl.int32  # of what lies in a token
     local = tl.arange(0, BT)
@@ -115,44 +114,37 @@ def _attend(
     for start in range(lo, hi, BT):
         t = start + local
         inside = t < hi
-        row = first + sign * t.to(tl.int64)
-        row_decay = first_decay + sign * t.to(tl.int64)
+        row = sign * t.to(tl.int64)
         # Of t, not of `local`: what does not change is kept in registers through the loop.
         seen = t[:, None] > t[None, :] if STRICT else t[:, None] >= t[None, :]
         keys = _load(k, row, k_t, inside, i, k_k, K)
         values = _load(v, row, v_t, inside, j, v_v, tl.where(silent, 0, V))
         decays = inside & (t >= shift)
         if DECAY == SCALAR:
-            a = tl.load(decay + row_decay * decay_t, decays, 0.0).to(WIDE)
-            to_here, gate, to_end, to_all = _gates(a, seen, WIDE)
+            a = tl.load(decay + row * decay_t, decays, 0.0).to(WIDE)
+            to_here, gate, to_end, to_all = _gates(a, TOKENS)
             left += tl.sum(tl.where(a < -1e4, -1e4, a.to(tl.float64)), 0)
         elif DECAY != NONE:
-            a = _load(decay, row_decay, decay_t, decays, d, decay_d, D).to(WIDE)
-            here = tl.cumsum(a, 0)
-            to_here = tl.exp(here)
-            after = (local + 1 < BT) & (t + 1 < hi) & (t + 1 >= shift)
-            rest = _load(decay, row_decay + sign, decay_t, after, d, decay_d, D).to(WIDE)
-            to_end = tl.exp(tl.cumsum(rest, 0, reverse=True))
-            to_all = tl.exp(tl.sum(a, 0))
+            a = _load(decay, row, decay_t, decays, d, decay_d, D).to(WIDE)
         if out is not None:
             queries = _load(q, row, q_t, inside, i, q_k, K)
             narrow = _factor(S, TOKENS)
             if DECAY == ROWS:
-                decayed = queries.to(WIDE) * to_here
                 scores = _scores_by_row(
-                    queries.to(WIDE), k, k_t, k_k, decay, decay_t, decay_d, first, first_decay, start, hi, i, K, sign,
+                    queries.to(WIDE), k, k_t, k_k, decay, decay_t, decay_d, start, hi, i, K, sign,
                     BT, WIDE,
                 )  # fmt: skip
-                scores = tl.where(seen, scores, 0.0)
+                decayed = queries.to(WIDE) * tl.exp(tl.cumsum(a, 0))
                 o = _dot(_factor(decayed, TOKENS), narrow, PRECISION).to(WIDE)
             else:
-                scores = tl.where(seen, _dot(queries, tl.trans(keys), "ieee").to(WIDE), 0.0)
+                scores = _dot(queries, tl.trans(keys), "ieee").to(WIDE)
                 o = _dot(_factor(queries, TOKENS), narrow, PRECISION).to(WIDE)
                 if DECAY == SCALAR:
                     o *= to_here[:, None]
                     scores *= gate
                 elif DECAY == COLUMNS:
-                    o *= to_here
+                    o *= tl.exp(tl.cumsum(a, 0))
+            scores = tl.where(seen, scores, 0.0)
             if NORMALIZE:
                 reader = decayed if DECAY == ROWS else queries.to(WIDE)
                 past = tl.sum(reader * z.to(WIDE)[None, :], 1)
@@ -164,16 +156,16 @@ def _attend(
                 result = o
             elif DECAY == COLUMNS:
                 result = scale * _read_by_column(
-                    o, scores, v, v_t, v_v, decay, decay_t, decay_d, first, first_decay, start, hi, j, V, sign,
+                    o, scores, v, v_t, v_v, decay, decay_t, decay_d, start, hi, j, V, sign,
                     BT, STRICT, WIDE,
                 )  # fmt: skip
             else:
                 result = scale * _add_values(
-                    o, scores, values, v, v_t, v_v, first, start, hi, j, V, sign, STRICT
+                    o, scores, values, v, v_t, v_v, start, hi, j, V, sign, STRICT
                 )
             if NORMALIZE:
                 result /= (below + tl.full((), eps, WIDE))[:, None]
-                where = denominator + b * denominator_b + h * denominator_h + row * denominator_t
+                where = denominator + b * denominator_b + h * denominator_h + (first + row) * denominator_t
                 tl.store(where, below, t < tl.where(tile == 0, hi, 0))
             tl.store(
                 out + row[:, None] * out_t + j[None, :] * out_v,
@@ -182,6 +174,11 @@ def _attend(
             )
         if SOLVE:
             values = tl.where(inside[:, None], o, 0.0)
+        if DECAY > SCALAR:
+            after = (local + 1 < BT) & (t + 1 < hi) & (t + 1 >= shift)
+            rest = _load(decay, row + sign, decay_t, after, d, decay_d, D).to(WIDE)
+            to_end = tl.exp(tl.cumsum(rest, 0, reverse=True))
+            to_all = tl.exp(tl.sum(a, 0))
         if DECAY == SCALAR:
             values = values.to(WIDE) * to_end[:, None]
             S *= to_all.to(STATE)
@@ -208,7 +205,7 @@ def _attend(
         S *= unit
         if DECAY != NONE:
             here = (shift > 0) & (count > 0) & (p == P - 1)
-            where = decay + (first + sign * (count - 1)) * decay_t
+            where = decay + sign * count.to(tl.int64) * decay_t  # that is one late
             if DECAY == SCALAR:
                 a = tl.load(where, here, 0.0).to(WIDE)
                 left += tl.where(a < -1e4, -1e4, a.to(tl.float64))

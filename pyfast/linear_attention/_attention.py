@@ -71,8 +71,8 @@ def attention(
             tokens; empty ones are allowed.
         cu_seqlens_k: the same for k and v, if ``causal`` is false and it differs; ``cu_seqlens`` by default.
         group: a ``torch.distributed`` process group whose ranks hold consecutive parts of the tokens, of any lengths,
-            in the order of the ranks, with the same options and ``initial_state``. The result is this rank's part of the
-            attention over all tokens, and the final state the state after all. One exchange of states among the ranks;
+            in the order of the ranks, with the same options and ``initial_state``. The result is this rank's part of
+            the attention over all tokens, and the final state that after all. One exchange of states among the ranks;
             gradients are those of the sum of the ranks' losses, of which each rank finds its share: for what the ranks
             have in common, as ``initial_state``, their sum is the whole. All ranks have to run the backward pass.
             ``torch.compile`` splits the graph at the exchange. Not with ``cu_seqlens``.
@@ -155,7 +155,7 @@ def attention(
             result, last = ops.attend(q, write, values, decay, state, cu_seqlens, *flags)
     if ones:
         result = result[..., :-1] / (result[..., -1:] + eps)
-    result = result.to(kind)
+    result = result if result.dtype == kind else result.to(kind)
     if group is not None:
         last = total.to(ops.wide(q) if initial_state is None else initial_state.dtype)
     if out is not None and not into:

@@ -63,10 +63,15 @@ def _results(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, ends: Tensor | None, last: bool, more: int = 0
 ) -> tuple[Tensor, Tensor]:
     """What is read, and the last state, of ``more`` columns than v has; empty if it is not wanted."""
-    h, size = heads(q, k, v), v.shape[-1]
-    n = q.shape[0] if ends is None else ends.shape[0] - 1
-    shape = (n, h, k.shape[-1], size + more) if last else (n, 0)
-    return v.new_empty(*q.shape[:2], h, size), v.new_empty(shape, dtype=wide(q) if state is None else state.dtype)
+    b, t, h, _ = q.shape
+    _, _, hk, key = k.shape
+    _, _, hv, value = v.shape
+    h = max(h, hk, hv)
+    n = b if ends is None else ends.shape[0] - 1
+    out = v.new_empty((b, t, h, value))
+    if not last:
+        return out, v.new_empty((n, 0))
+    return out, v.new_empty((n, h, key, value + more), dtype=wide(q) if state is None else state.dtype)
 
 
 def _allocate_attend(

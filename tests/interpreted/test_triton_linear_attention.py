@@ -1,0 +1,256 @@
+"""Triton's launchers and C++ share signatures: here they share inputs, and the operator's schema names them."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from pyfast.kernels import linear_attention
+
+from pyfast import _C
+
+LAUNCHERS = [
+    n
+    for n, f in vars(linear_attention).items()
+    if inspect.isfunction(f) and f.__module__ == linear_attention.__name__ and not n.startswith("_")
+]
+ATTEND = ["attend", "attend_normalized", "solve"]
+WIDE = [torch.float32, torch.float64]
+NARROW = [torch.bfloat16, torch.float16]
+KINDS = [None, "scalar", "rows", "columns"]
+PACKED = [0, 0, 7, 7, 24, 33, 33]
+
+
+def test_there_is_one_for_every_operator():
+    assert sorted(LAUNCHERS) == sorted(n for n in dir(_C.linear_attention) if not n.startswith("_"))
+
+
+def operator(name):
+    return getattr(torch.ops.pyfast, f"linear_attention_{name}").default
+
+
+def decays(kind, strength, size, g):
+    """Logarithms: weak as gates are, strong, or some that forget all."""
+    x = -torch.rand(size, generator=g, dtype=torch.float64)
+    if strength == "strong":
+        return 50 * x
+    return x.masked_fill(x < -0.8, float("-inf")) if strength == "forget" else x
+
+
+def example(
+    name, dtype, T=33, K=5, V=6, kind=None, strength="weak", heads=(1, 2, 2, 1), B=1, ends=None, start=True,
+    state_dtype=None, **flags
+):  # fmt: skip
+    """The operator's inputs in order. Keys have length 1, so that the delta rule is stable."""
+    g = torch.Generator().manual_seed(T + K + V)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    Hq, Hk, Hv, Hd = heads
+    H, N = max(heads), B if ends is None else len(ends) - 1
+
+    def randn(*size):
+        return torch.randn(size, generator=g, dtype=torch.float64)
+
+    k = randn(B, T, Hk, K)
+    k = k / k.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+    q = randn(B, T, Hq, K)
+    if name == "attend_normalized":
+        q, k = q.abs(), k.abs()
+    sums = V + (name == "attend_normalized")
+    state = randn(N, H, K, sums)
+    if name == "attend_normalized":
+        state[..., -1] = state[..., -1].abs()
+    per = {"rows": (K,), "columns": (V,)}.get(kind, ())
+    values = {
+        "q": q.to(dtype),
+        "p": (k[:, :, :1] if Hq < Hk else k.repeat_interleave(Hq // Hk, 2)).to(dtype),
+        "k": k.to(dtype),
+        "v": randn(B, T, Hv, V).to(dtype),
+        "decay": None if kind is None else decays(kind, strength, (B, T, Hd, *per), g).to(wide),
+        "state": state.to(state_dtype or wide) if start else None,
+        "cu_seqlens": None if ends is None else torch.tensor(ends),
+        "x": randn(B, T, Hk, K).to(dtype),
+        "start": randn(N, Hk, K).to(dtype) if start else None,
+    }
+    values |= {"read": 0.5, "write": 1.0, "eps": 1e-3, "scale": 0.5, "last": True, "columns": kind == "columns"} | flags
+    names = [a.name for a in operator(name)._schema.arguments]
+    return [values.get(n, False) for n in names if n != "out"]
+
+
+def as_tuple(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def double(inputs):
+    return [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
+
+
+def launch(name, inputs, like):
+    outputs = [torch.empty_like(x) for x in like]
+    getattr(linear_attention, name)(*inputs, *outputs)
+    return outputs
+
+
+def agree(name, inputs, roundings=4):
+    """Against C++ in float64, Triton errs at most twice as much as C++ does in the same dtype, plus 4 roundings.
+
+    These are of the tokens' dtype, of states too: tensor cores multiply what has been rounded to it. In float64 itself
+    C++ is no truth, so both may round every term of a sum.
+    """
+    truth, plain = as_tuple(operator(name)(*double(inputs))), as_tuple(operator(name)(*inputs))
+    dtype = inputs[0].dtype
+    roundings += inputs[0].shape[1] if dtype == torch.float64 else 0
+    for t, p, got in zip(truth, plain, launch(name, inputs, plain), strict=True):
+        if got.numel():
+            allowed = 2 * (p - t).abs().max() + roundings * torch.finfo(dtype).eps * t.abs().max()
+            assert (got - t).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", WIDE + NARROW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ATTEND)
+def test_agrees_with_cpp(name, kind, dtype):
+    if kind == "columns" and name != "attend":
+        kind = "rows"
+    agree(name, example(name, dtype, kind=kind))
+
+
+@pytest.mark.parametrize("strength", ["strong", "forget"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "kind"), [*(("attend", k) for k in KINDS[1:]), ("solve", "rows"), ("solve", "scalar")])
+def test_decays_that_forget(name, kind, dtype, strength):
+    agree(name, example(name, dtype, kind=kind, strength=strength, T=40, heads=(1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(("T", "K", "V"), [(0, 5, 3), (1, 1, 1), (70, 16, 5), (70, 1, 64), (17, 64, 16), (5, 130, 2), (4, 0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ATTEND)
+def test_sizes(name, dtype, T, K, V):
+    agree(name, example(name, dtype, T, K, V, kind="scalar"))
+
+
+@pytest.mark.parametrize(("reverse", "late", "strict"), list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_flags(kind, reverse, late, strict):
+    flags = {"reverse": reverse, "late": late, "strict": strict, "last": late, "start": reverse != strict}
+    agree("attend", example("attend", torch.float32, T=20, kind=kind, write=-0.3, heads=(2, 1, 1, 2), **flags))
+    if not strict:
+        agree("solve", example("solve", torch.float32, T=20, kind=None if kind == "columns" else kind, **flags))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", [None, "scalar", "rows"])
+@pytest.mark.parametrize("name", ATTEND)
+def test_packed_sequences(name, kind, reverse):
+    agree(name, example(name, torch.float32, 33, kind=kind, ends=PACKED, reverse=reverse, late=reverse))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ends", [None, [0, 3, 3, 33]])
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("name", ["collect", "read"])
+def test_without_causality(name, start, ends, dtype):
+    heads = (2, 1, 2, 1) if name == "collect" else (1, 1, 1, 2)
+    agree(name, example(name, dtype, ends=ends, start=start or name == "read", heads=heads, B=2 if ends is None else 1))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("ends", [None, [0, 3, 3, 133]])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_sums(dtype, ends, strict, reverse):
+    inputs = example("cumulate", dtype, T=133, ends=ends, start=strict, reverse=reverse, strict=strict)
+    agree("cumulate", inputs)
+    if ends is None:
+        agree("cumulate", [inputs[0][..., 0], inputs[1] if inputs[1] is None else inputs[1][..., 0], *inputs[2:]])
+
+
+def odd(x):
+    """The same numbers in memory of the opposite order, with gaps."""
+    if not torch.is_tensor(x) or not x.dim():
+        return x
+    room = x.new_zeros([2 * n + 1 for n in reversed(x.shape)])
+    view = room[(slice(1, None, 2),) * x.dim()].permute(*reversed(range(x.dim())))
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "rows"])
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_any_strides(name, kind):
+    base = name.removesuffix("_into")
+    inputs = example(base, torch.float32, T=9, kind=kind, B=2)
+    plain = launch(base, inputs, as_tuple(operator(base)(*inputs)))
+    outputs = [odd(torch.full_like(x, torch.nan)) for x in plain]
+    getattr(linear_attention, name)(*map(odd, inputs), *outputs)
+    for p, got in zip(plain, outputs, strict=True):
+        torch.testing.assert_close(got, p, rtol=0, atol=0)
+
+
+def test_strides_that_need_64_bits():
+    inputs = example("attend", torch.float32, T=9, K=1, kind="scalar", heads=(1, 1, 1, 1))
+    plain = launch("attend", inputs, operator("attend")(*inputs))
+    inputs[0] = inputs[0].as_strided(inputs[0].shape, (1 << 40, 1, 1 << 33, 1 << 31))
+    for p, got in zip(plain, launch("attend", inputs, plain), strict=True):
+        torch.testing.assert_close(got, p, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ATTEND)
+def test_float64_state(name, dtype):
+    """Is carried in float64: what does not change from token to token keeps all its digits."""
+    inputs = example(name, dtype, T=5, state_dtype=torch.float64)
+    agree(name, inputs)
+    inputs[2] = torch.zeros_like(inputs[2])
+    if name == "attend":
+        state = inputs[4]
+        _, last = launch(name, inputs, operator(name)(*inputs))
+        torch.testing.assert_close(last, state, rtol=0, atol=0)
+
+
+def test_nothing_is_written_with_a_scale_of_zero():
+    inputs = example("attend", torch.float32, kind="scalar", write=0.0)
+    agree("attend", inputs)
+
+
+def test_float16_sums_leave_its_range():
+    """The state and the scores do, the means do not."""
+    inputs = example("attend_normalized", torch.float16, T=40, K=16)
+    inputs[1], inputs[2], inputs[4] = 50 * inputs[1], 1000 * inputs[2], 1000 * inputs[4]
+    agree("attend_normalized", inputs)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("which", ["q", "k", "v", "decay"])
+@pytest.mark.parametrize(("name", "kind"), [("attend", "scalar"), ("attend", "rows"), ("attend", "columns"), ("solve", "rows")])
+def test_what_is_not_finite_stays_where_it_may_be_seen(name, kind, which, dtype, bad):
+    """A token's number that is not finite reaches the same results as in C++, and leaves the bits of the others alone."""
+    if which == "decay" and bad > 0:
+        bad = float("nan")
+    clean = example(name, dtype, T=20, kind=kind, heads=(2, 2, 2, 2), reverse=True)
+    dirty = [x.clone() if torch.is_tensor(x) else x for x in clean]
+    dirty[["q", "k", "v", "decay"].index(which)].view(1, 20, 2, -1)[0, 7, 1, 0] = bad
+    plain = operator(name)(*dirty)
+    was, got = launch(name, clean, plain), launch(name, dirty, plain)
+    for p, w, x in zip(plain, was, got, strict=True):
+        assert torch.equal(x.isfinite(), p.isfinite())
+    out, before = got[0], was[0]
+    assert torch.equal(out[:, 8:], before[:, 8:])
+    assert torch.equal(out[:, :, 0], before[:, :, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", [None, "scalar"])
+@pytest.mark.parametrize("ends", [None, [0, 600], [0, 0, 130, 140, 600]])
+def test_parts_of_long_sequences(monkeypatch, ends, kind, late, dtype):
+    """Few heads on a large GPU: the sequence is cut, and the parts are joined."""
+    monkeypatch.setattr(linear_attention, "processors", lambda device: 3)
+    parts = []
+    launch_parts = linear_attention._parts
+    monkeypatch.setattr(linear_attention, "_parts", lambda *a: parts.append(launch_parts(*a)) or parts[-1])
+    flags = {"late": late, "reverse": late, "heads": (1, 1, 1, 1), "ends": ends, "start": late}
+    agree("attend", example("attend", dtype, T=600, kind=kind, **flags))
+    assert parts == [1 if ends is not None and len(ends) > 2 else 2 if dtype == torch.bfloat16 else 4]
+    if kind is None and late:
+        agree("collect", example("collect", dtype, T=600, **flags))
+        agree("read", example("read", dtype, T=600, **flags | {"start": True}))

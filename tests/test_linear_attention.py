@@ -512,11 +512,20 @@ REFUSED = [
     ({"cu_seqlens": torch.zeros(2, 2, dtype=I64)}, ValueError, r"cu_seqlens must have shape \(N \+ 1,\), got"),
     ({"cu_seqlens": torch.tensor([0.0, 5.0])}, TypeError, "cu_seqlens must be torch.int64, got torch.float32"),
     ({"cu_seqlens_k": torch.tensor([0, 5])}, ValueError, "cu_seqlens_k must be None unless"),
+    ({"q": [1.0]}, TypeError, "q must be a torch.Tensor, got list"),
+    ({"v": None}, TypeError, "v must be a torch.Tensor, got NoneType"),
+    ({"decay": -0.1}, TypeError, "decay must be a torch.Tensor, got float"),
+    ({"cu_seqlens": [0, 5]}, TypeError, "cu_seqlens must be a torch.Tensor, got list"),
+    ({"initial_state": (1, 2)}, TypeError, "initial_state must be a torch.Tensor, got tuple"),
+    ({"scale": "a"}, TypeError, "scale must be a number, got str"),
+    ({"scale": torch.tensor(1.0)}, TypeError, "scale must be a number, got Tensor"),
+    ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
     ({"scale": math.nan}, ValueError, "scale must be finite, got nan"),
     ({"eps": -1.0, "scale": 1.0}, ValueError, "eps must be at least 0 and finite, got -1.0"),
     ({"eps": math.nan}, ValueError, "eps must be at least 0 and finite, got nan"),
     ({"k": torch.zeros(2, 5, 2, 3, device="meta")}, TypeError, "k must be on the device of q, cpu, got meta"),
     ({"out": torch.zeros(2, 5, 2, 3)}, ValueError, r"out must have shape \(2, 5, 2, 4\), got"),
+    ({"out": torch.zeros(2, 5, 1, 4).expand(2, 5, 2, 4)}, ValueError, "out must have a place for every number, got"),
     ({"out": torch.zeros(2, 5, 2, 4).double()}, TypeError, "out must be torch.float32 on cpu as q, got"),
     ({"out": torch.zeros(2, 5, 2, 4, requires_grad=True)}, ValueError, "out must be None where a gradient is wanted"),
 ]
@@ -556,9 +565,13 @@ def test_steps_refuse_what_they_cannot_take():
     q = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match=r"v must have shape \(B, H, V\), got \(2, 3\)"):
         linear_attention.step(q, q.clone(), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"decay must have shape \(H,\), \(B, H\) or \(B, H, K\), got \(1, 2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"decay must have shape \(H,\), \(2, H\) or \(2, H, 4\), got \(1, 2, 3, 4\)"):
         linear_attention.step(q, q.clone(), q.clone(), decay=torch.zeros(1, 2, 3, 4))
-    with pytest.raises(ValueError, match=r"beta must have shape \(B, H\), got \(2, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"decay must have shape \(H,\), \(2, H\) or \(2, H, 4\), got \(2, 3, 5\)"):
+        linear_attention.step(q, q.clone(), q.clone(), decay=torch.zeros(2, 3, 5))
+    with pytest.raises(TypeError, match=r"state must be a torch.Tensor, got tuple"):
+        linear_attention.step(q, q.clone(), q.clone(), (q, q))
+    with pytest.raises(ValueError, match=r"beta must have shape \(2, H\), got \(2, 3, 1\)"):
         linear_attention.step(q, q.clone(), q.clone(), beta=torch.zeros(2, 3, 1))
 
 

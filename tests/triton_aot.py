@@ -57,41 +57,54 @@ def linear_attention(capability):
     none, scalar, rows, columns = range(4)
     bf16, fp16, fp32, fp64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
-    def variant(kernel, dtype, how, given, **constants):
-        tokens, wide = NARROW[dtype], "*fp64" if dtype == fp64 else "*fp32"
-        known = dict.fromkeys(["q", "k", "v", "out"], tokens)
-        known |= dict.fromkeys(["decay", "state", "last", "denominator", "parts"], wide)
-        known |= {"ends": "*i64", "total": "*fp64"} | dict.fromkeys(["read", "write", "eps", "scale"], "fp64") | given
+    def variant(kernel, how, known, **constants):
         how = dict(how)
         options = {n: how.pop(n) for n in ("num_warps", "num_stages") if n in how}
         constants |= how
-        constants |= dict.fromkeys([n for n in kernel.arg_names if n in ("q_k", "k_k", "v_v", "out_v", "decay_d")], 1)
-        constants |= dict.fromkeys([n for n in kernel.arg_names if n in ("state_v", "last_v", "x_d", "out_d")], 1)
-        sizes = [n for n in kernel.arg_names if n not in constants]
-        types = [known.get(n, "i32" if len(n) == 2 or n == "T" else "i32:16") for n in sizes]
+        ones = "q_k", "k_k", "v_v", "out_v", "decay_d", "state_v", "last_v", "x_d", "out_d"
+        constants |= {n: 1 for n in ones if n in kernel.arg_names}
+        scales = dict.fromkeys(["read", "write", "eps", "scale"], "fp64")
+        known = {"ends": "*i64", "total": "*fp64"} | scales | known
+        names = [n for n in kernel.arg_names if n not in constants]
+        types = [known.get(n, "i32" if len(n) == 2 or n == "T" else "i32:16") for n in names]
         return " ".join(types), constants, options
 
-    def attend(dtype, K, decay=none, solve=False, normalize=False, strict=False, packed=False, double=False):
-        flags = {"SOLVE": solve, "STRICT": strict or solve, "NORMALIZE": normalize, "REVERSE": packed, "DECAY": decay}
+    def attend(qkv, K, decay=none, solve=False, normalize=False, packed=False, double=False):
+        """Backwards in time, with a state that comes and goes; `packed` with all else that a launch may have."""
+        q, k, v = qkv if isinstance(qkv, tuple) else 3 * (qkv,)
+        flags = {"SOLVE": solve, "STRICT": packed or solve, "NORMALIZE": normalize, "REVERSE": True, "DECAY": decay}
         absent = {"total": None} | ({} if normalize else {"denominator": None}) | ({} if packed else {"ends": None})
         absent |= {"decay": None} if decay == none else {}
-        how = attention.blocks(capability, dtype, K, K, decay, solve, normalize, double)
-        given = {n: "i32" for n in ("decay_t", "denominator_t", "shift", "P", "H")}
-        given |= {n: "*fp64" for n in ("state", "last") if double}
-        found = variant(attention._attend, dtype, how, given, DOUBLE=double, LONG=packed, **flags, **absent)
-        found[2]["wgmma"] = dtype == bf16 and decay <= scalar and not solve
+        types = attention.numbers(q, k, v)
+        how = attention.blocks(capability, types, K, K, decay, solve, normalize, double)
+        wide = "*fp64" if fp64 in (q, k, v) else "*fp32"
+        known = {n: "i32" for n in ("decay_t", "denominator_t", "shift", "P", "H")}
+        known |= {"q": NARROW[q], "k": NARROW[k], "v": NARROW[v], "out": NARROW[v], "decay": wide, "denominator": wide}
+        known |= {n: "*fp64" if double else wide for n in ("state", "last")}
+        found = variant(attention._attend, how, known, DOUBLE=double, LONG=packed, **flags, **absent, **types)
+        found[2]["wgmma"] = q == k == v == bf16 and decay <= scalar and not solve
         return found
 
+    def read(dtype):
+        types = attention.numbers(dtype)
+        how = attention.blocks(capability, types, 128, 128)
+        types.pop("ADDED")
+        known = {"q": NARROW[dtype], "out": NARROW[dtype], "state": "*fp32", "P": "i32", "H": "i32"}
+        return variant(attention._read, how, known, ends=None, **types)
+
+    mixed = bf16, bf16, fp32  # the delta rule's values, and the gradients of decays
     sizes = 64, 128, 256
     attends = [
         *(attend(bf16, K, decay) for K in sizes for decay in (none, scalar)),
         *(attend(bf16, K, scalar, normalize=True) for K in sizes),
-        *(attend(bf16, K, scalar, solve=True) for K in sizes),
-        attend(bf16, 128, solve=True),
         attend(bf16, 128, normalize=True),
+        *(attend(mixed, K, scalar, solve=True) for K in sizes),
+        *(attend(mixed, K, scalar) for K in sizes[1:]),
+        attend(mixed, 128, scalar, normalize=True),
         *(attend(bf16, K, decay) for K in sizes[1:] for decay in (rows, columns)),
-        attend(bf16, 128, scalar, strict=True, packed=True),
-        attend(bf16, 128, rows, solve=True),
+        attend(mixed, 128, rows, solve=True),
+        attend(mixed, 128, columns),
+        attend(bf16, 128, scalar, packed=True),
         attend(bf16, 128, scalar, double=True),
         attend(fp16, 128, scalar),
         attend(fp32, 64, scalar),
@@ -99,13 +112,19 @@ def linear_attention(capability):
         attend(fp32, 64, rows),
         attend(fp64, 64),
     ]
-    join = variant(attention._join, fp32, {"BLOCK": 1024, "num_warps": 4}, {"H": "i32", "P": "i32"})
-    reads = [
-        variant(attention._read, d, attention.blocks(capability, d, 128, 128), {}, ends=None) for d in (bf16, fp32)
-    ]
-    given = {"x": "*fp32", "start": "*fp32", "out": "*fp32", "total": "*fp32", "shift": "i32"}
-    sums = variant(attention._cumulate, fp32, {"BT": 32, "BD": 32, "num_warps": 4}, given, ends=None, REVERSE=True)
-    return {"_attend": attends, "_join": [join], "_read": reads, "_cumulate": [sums]}
+    join = variant(
+        attention._join,
+        {"BLOCK": 1024, "num_warps": 4},
+        dict.fromkeys(["parts", "state", "last"], "*fp32") | dict.fromkeys("HP", "i32"),
+    )
+    sums = variant(
+        attention._cumulate,
+        {"BT": 32, "BD": 32, "num_warps": 4},
+        dict.fromkeys(["x", "start", "out", "total"], "*fp32") | {"shift": "i32", "H": "i32"},
+        ends=None,
+        REVERSE=True,
+    )
+    return {"_attend": attends, "_join": [join], "_read": [read(bf16), read(fp32)], "_cumulate": [sums]}
 
 
 # Per kernel: the types of its arguments in order (i32:16 is a multiple of 16), its constants, and its warps, as launched,
@@ -192,7 +211,7 @@ def main(capability):
                 wgmma = options.pop("wgmma", False) and capability >= 90
                 about = {"kernel": f"{family}.{name}", "types": types, "constants": constants, "needs_wgmma": wgmma}
                 report["compiled"].append(about | measure(known[name], types, constants, options, capability))
-    print(json.dumps(report))
+    print(json.dumps(report, default=str))
 
 
 if __name__ == "__main__":

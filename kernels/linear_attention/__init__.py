@@ -6,7 +6,8 @@ is long, it is cut into parts: what each adds to the state, the states between t
 
 import torch
 import triton
-from pyfast.kernels.linear_attention._blocks import blocks, capability, processors
+import triton.language as tl
+from pyfast.kernels.linear_attention._blocks import blocks, capability, numbers, processors
 from pyfast.kernels.linear_attention._chunks import COLUMNS, NONE, ROWS, SCALAR, _attend
 from pyfast.kernels.linear_attention._sums import _cumulate, _join, _read
 
@@ -32,9 +33,10 @@ def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, ep
     if not N or not H or (not V and not normalize):
         return
     kind = (NONE if decay is None else SCALAR if decay.dim() == 3 else COLUMNS if columns else ROWS).value
-    wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+    types = numbers(*(x.dtype for x in (q, k, v) if x is not None))
+    wide = torch.float64 if types["WIDE"] == tl.float64 else torch.float32
     double = any(x is not None and x.dtype == torch.float64 for x in (state, last))
-    how = blocks(capability(k.device), k.dtype, K, V, kind, solve, normalize, double)
+    how = blocks(capability(k.device), types, K, V, kind, solve, normalize, double)
     tiles = max(1, triton.cdiv(V, how["BV"]))
     tokens = 0 if solve or normalize or kind > SCALAR.value else triton.cdiv(T * B, max(N, 1))
     P = _parts(N * H * tiles, tokens, how["BT"], k.device)
@@ -48,7 +50,7 @@ def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, ep
             *state_strides, *_strides(ends, 1), *_strides(out, 4), *last_strides, *_strides(denominator, 3),
             T, H, Hq, Hk, Hv, 1 if decay is None else decay.shape[2], Hs, K, V, P, int(late), read, write, eps,
             DECAY=kind, SOLVE=solve, STRICT=strict, REVERSE=reverse, NORMALIZE=normalize,
-            DOUBLE=double, LONG=long, **how,
+            DOUBLE=double, LONG=long, **types, **how,
         )  # fmt: skip
 
     def with_parts(x):
@@ -103,12 +105,14 @@ def read(q, state, cu_seqlens, scale, out):
     H = out.shape[2]
     if not N or not H or not V:
         return
-    how = blocks(capability(q.device), q.dtype, K, V)
+    types = numbers(q.dtype)
+    how = blocks(capability(q.device), types, K, V)
+    types.pop("ADDED")
     tiles = triton.cdiv(V, how["BV"])
     P = _parts(N * H * tiles, triton.cdiv(T * B, N) * 8, how["BT"], q.device)
     _read[(N * H * tiles * P,)](
         q, state, cu_seqlens, out, *q.stride(), *state.stride(), *_strides(cu_seqlens, 1), *out.stride(),
-        T, H, Hq, Hs, K, V, P, scale, **how,
+        T, H, Hq, Hs, K, V, P, scale, **types, **how,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import functools
 
 import torch
 import triton
+import triton.language as tl
 from pyfast.kernels.linear_attention._chunks import SCALAR
 
 
@@ -18,31 +19,47 @@ def capability(device):
     return torch.cuda.get_device_capability(device)[0] * 10 if device.type == "cuda" else 90
 
 
-def blocks(capability, dtype, K, V, kind=0, solve=False, normalize=False, double=False):
+def numbers(*dtypes):
+    """What is computed in, and what tensor cores multiply: bfloat16 as it is; float16 has too little range for sums, and
+    tf32 as many digits; 16 and 32 bits together, as in the delta rule and in gradients of decays, mean that 8 digits of
+    them do not suffice, and tf32 has 11.
+    """
+    half = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    same = len(set(dtypes)) == 1
+    wide = tl.float64 if torch.float64 in dtypes else tl.float32
+    if not any(d in half for d in dtypes) or wide == tl.float64:
+        return {"WIDE": wide, "FACTORS": wide, "ADDED": wide, "PRECISION": "ieee"}
+    if not same:
+        return {"WIDE": wide, "FACTORS": wide, "ADDED": wide, "PRECISION": "tf32"}
+    added = half[dtypes[0]]
+    return {"WIDE": wide, "FACTORS": added if added == tl.bfloat16 else wide, "ADDED": added, "PRECISION": "tf32"}
+
+
+def blocks(capability, numbers, K, V, kind=0, solve=False, normalize=False, double=False):
     """Sizes of blocks, warps and stages, such that no register is spilled: tests/test_triton_aot.py."""
     BK = max(16, triton.next_power_of_2(K))
-    half = dtype.itemsize == 2
+    cores = numbers["PRECISION"] == "tf32"
     BT, BV, warps = 32, 32, 4
-    if not half:  # no tensor cores
-        BT, warps = 16, 8
-        BV = 32 if BK <= 64 else 16
+    if not cores:
+        BT, BV, warps = 16, 16, 8
     elif kind > SCALAR.value or solve or BK > 256:
         BT, warps = 16, 8 if BK > 128 else 4
     elif normalize:
         warps = 4 if BK <= 64 else 8
         BT, BV = (16, 16) if BK > 128 else (32, 32)
-    elif capability < 90 or dtype == torch.float16:
+    elif capability < 90 or numbers["FACTORS"] == tl.float32:
         BV, warps = (16, 8) if BK > 128 else (32, 4)
+        BT = 16 if BK > 128 and numbers["FACTORS"] == tl.float32 else 32
     else:  # 64 tokens are what Hopper's instructions multiply at once
         BT = 64
         BV = 64 if BK <= 64 else 32 if BK <= 128 or not kind else 16
         warps = 8 if BK > 128 and not kind else 4
-    if double or dtype == torch.float64 or BK > 256:
+    if double or numbers["WIDE"] == tl.float64 or BK > 256:
         BV = 16
     return {
         "BT": BT,
         "BK": BK,
         "BV": min(BV, max(16, triton.next_power_of_2(V))),
         "num_warps": warps,
-        "num_stages": 2 if half else 1,
+        "num_stages": 2 if cores else 1,
     }

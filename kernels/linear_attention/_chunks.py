@@ -11,27 +11,30 @@ added up token by token.
 import triton
 import triton.language as tl
 from pyfast.kernels.linear_attention._decay import _gates, _read_by_column, _scores_by_row
-from pyfast.kernels.linear_attention._tiles import _add_dot, _dot, _factor, _load, _part, _span
+from pyfast.kernels.linear_attention._tiles import _add_dot, _cast, _dot, _load, _part, _span
 
 # Decays of the state: none, one number, one per key dimension, one per value dimension.
 NONE, SCALAR, ROWS, COLUMNS = (tl.constexpr(i) for i in range(4))
 
 
 @triton.jit
-def _add_values(o, scores, values, v, v_t, v_v, start, count, j, V, sign, STRICT: tl.constexpr):
+def _add_values(
+    o, scores, values, v, v_t, v_v, start, count, j, V, sign,
+    STRICT: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """o + scores values; what is not finite is multiplied by the scores of those only who may see it."""
-    TOKENS: tl.constexpr = values.dtype
     finite = tl.abs(values.to(o.dtype)) < float("inf")
     if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) == 0:
-        PRECISION: tl.constexpr = "tf32" if TOKENS == tl.float16 else "ieee"
-        o = _add_dot(_factor(scores, TOKENS), _factor(values, TOKENS), o, PRECISION)
+        o = _add_dot(scores.to(FACTORS), values.to(FACTORS), o, PRECISION)
     else:
         t = tl.arange(0, scores.shape[0])
+        row = tl.zeros((), tl.int64) + sign * start
         for u in range(scores.shape[0]):
             inside = j < tl.where(start + u < count, V, 0)
-            value = tl.load(v + sign * (start + u).to(tl.int64) * v_t + j * v_v, inside, 0.0).to(o.dtype)
+            value = tl.load(v + row * v_t + j * v_v, inside, 0.0).to(o.dtype)
             score = tl.sum(tl.where(t[None, :] == u, scores, 0.0), 1)
             o += tl.where(t[:, None] >= u + STRICT, score[:, None] * value[None, :], 0.0)
+            row += sign
     return o
 
 
@@ -62,18 +65,17 @@ def _attend(
     state_n, state_p, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
     last_n, last_p, last_h, last_k, last_v, denominator_b, denominator_t, denominator_h,
     T, H, Hq, Hk, Hv, Hd, Hs, K, V, P, shift, read: "fp64", write: "fp64", eps: "fp64",
+    WIDE: tl.constexpr, FACTORS: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
     DECAY: tl.constexpr, SOLVE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, NORMALIZE: tl.constexpr,
     DOUBLE: tl.constexpr, LONG: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Program: a tile of value dimensions, a part of the tokens, a head of a sequence. Absent tensors are None.
 
     Without `out`, the state alone is computed. `total` is for what is left of it over a part. `shift` is 1 where decays
-    come late, which is one token later.
+    come late, which is one token later. Products of matrices are of FACTORS, of ADDED in what is added to the state, and
+    otherwise it is computed in WIDE.
     """
-    TOKENS: tl.constexpr = v.dtype.element_ty
-    WIDE: tl.constexpr = tl.float64 if TOKENS == tl.float64 else tl.float32
     STATE: tl.constexpr = tl.float64 if DOUBLE else WIDE
-    PRECISION: tl.constexpr = "tf32" if TOKENS == tl.float16 else "ieee"
     program = tl.program_id(0)
     tiles = tl.maximum(tl.cdiv(V, BV), 1)
     tile, p, task = program % tiles, program // tiles % P, (program // tiles // P).to(tl.int64)
@@ -122,23 +124,23 @@ def _attend(
         decays = inside & (t >= shift)
         if DECAY == SCALAR:
             a = tl.load(decay + row * decay_t, decays, 0.0).to(WIDE)
-            to_here, gate, to_end, to_all = _gates(a, TOKENS)
+            to_here, gate, to_end, to_all = _gates(a, PRECISION)
             left += tl.sum(tl.where(a < -1e4, -1e4, a.to(tl.float64)), 0)
         elif DECAY != NONE:
             a = _load(decay, row, decay_t, decays, d, decay_d, D).to(WIDE)
         if out is not None:
             queries = _load(q, row, q_t, inside, i, q_k, K)
-            narrow = _factor(S, TOKENS)
+            narrow = _cast(S, FACTORS)
             if DECAY == ROWS:
                 scores = _scores_by_row(
                     queries.to(WIDE), k, k_t, k_k, decay, decay_t, decay_d, start, hi, i, K, sign,
                     BT, WIDE,
                 )  # fmt: skip
                 decayed = queries.to(WIDE) * tl.exp(tl.cumsum(a, 0))
-                o = _dot(_factor(decayed, TOKENS), narrow, PRECISION).to(WIDE)
+                o = _dot(decayed.to(FACTORS), narrow, PRECISION).to(WIDE)
             else:
-                scores = _dot(queries, tl.trans(keys), "ieee").to(WIDE)
-                o = _dot(_factor(queries, TOKENS), narrow, PRECISION).to(WIDE)
+                scores = _dot(queries, tl.trans(keys), PRECISION).to(WIDE)
+                o = _dot(queries.to(FACTORS), narrow, PRECISION).to(WIDE)
                 if DECAY == SCALAR:
                     o *= to_here[:, None]
                     scores *= gate
@@ -161,7 +163,7 @@ def _attend(
                 )  # fmt: skip
             else:
                 result = scale * _add_values(
-                    o, scores, values, v, v_t, v_v, start, hi, j, V, sign, STRICT
+                    o, scores, values, v, v_t, v_v, start, hi, j, V, sign, STRICT, FACTORS, PRECISION
                 )
             if NORMALIZE:
                 result /= (below + tl.full((), eps, WIDE))[:, None]
@@ -169,7 +171,7 @@ def _attend(
                 tl.store(where, below, t < tl.where(tile == 0, hi, 0))
             tl.store(
                 out + row[:, None] * out_t + j[None, :] * out_v,
-                result.to(TOKENS),
+                _cast(result, out.dtype.element_ty),
                 inside[:, None] & (j < V)[None, :],
             )
         if SOLVE:
@@ -187,9 +189,9 @@ def _attend(
             S *= to_all.to(STATE)[None, :]
         writers = keys
         if DECAY == ROWS:
-            writers = (keys.to(WIDE) * to_end).to(TOKENS)
+            writers = (keys.to(WIDE) * to_end).to(ADDED)
             S *= to_all.to(STATE)[:, None]
-        S = _add_dot(tl.trans(writers), values.to(TOKENS), S, "ieee")
+        S = _add_dot(tl.trans(writers.to(ADDED)), values.to(ADDED), S, PRECISION)
         if NORMALIZE:
             added = keys.to(WIDE)
             if DECAY == SCALAR:
@@ -221,7 +223,7 @@ def _attend(
         last += n * last_n + p * last_p + h * last_h
         # Places are computed anew, from a 0 only known now: kept through the loop, they would fill the registers.
         place, cells, keys_place = _state(last, last_k, last_v, tile, 16 * tl.minimum(done, 0), K, V, BK, BV)
-        tl.store(place, S.to(last.dtype.element_ty), cells)
+        tl.store(place, _cast(S, last.dtype.element_ty), cells)
         if NORMALIZE:
             tl.store(keys_place, z.to(last.dtype.element_ty), i < tl.where(tile == 0, K, 0))
     if total is not None:

@@ -7,24 +7,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _gates(a, TOKENS: tl.constexpr):
+def _gates(a, PRECISION: tl.constexpr):
     """Of decays a (tokens,): what is left of the state at every token, of a token at later ones, at the end, in all.
 
-    What stands above the diagonal means nothing. Sums are float64; for float32 tokens they are split in two float32,
-    whose differences have full precision. With 16 bits one suffices: below -104, exp is 0.
+    What stands above the diagonal means nothing. Sums are float64; for products in float32 they are split in two
+    float32, whose differences have full precision. For tensor cores one suffices: below -104, exp is 0.
     """
-    if TOKENS == tl.float64:
+    if a.dtype == tl.float64:
         t = tl.arange(0, a.shape[0])
         steps = tl.where(t[:, None] > t[None, :], a[:, None], 0.0)
         near, far = tl.cumsum(steps, 0), tl.sum(steps, 0)
         reach, total = tl.cumsum(a, 0), tl.sum(a, 0)
     else:
-        least = -1e4 if TOKENS == tl.float32 else -104.0
+        least = -1e4 if PRECISION == "ieee" else -104.0
         a = tl.where(a < least, least, a).to(tl.float64)  # -inf - -inf would be NaN
         sums, sum = tl.cumsum(a, 0), tl.sum(a, 0)
         reach, total = sums.to(tl.float32), sum.to(tl.float32)
         near, far = reach[:, None] - reach[None, :], total - reach
-        if TOKENS == tl.float32:
+        if PRECISION == "ieee":
             rest = (sums - reach.to(tl.float64)).to(tl.float32)
             near += rest[:, None] - rest[None, :]
             far += (sum - total.to(tl.float64)).to(tl.float32) - rest

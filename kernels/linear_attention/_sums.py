@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from pyfast.kernels.linear_attention._tiles import _dot, _factor, _load, _part, _span
+from pyfast.kernels.linear_attention._tiles import _cast, _dot, _load, _part, _span
 
 
 @triton.jit
@@ -33,12 +33,9 @@ def _join(
 @triton.jit
 def _read(
     q, state, ends, out, q_b, q_t, q_h, q_k, state_n, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
-    T, H, Hq, Hs, K, V, P, scale: "fp64", BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    T, H, Hq, Hs, K, V, P, scale: "fp64", WIDE: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """out_t = scale state' q_t. Program: a tile of value dimensions, a part of the tokens, a head of a sequence."""
-    TOKENS: tl.constexpr = q.dtype.element_ty
-    WIDE: tl.constexpr = tl.float64 if TOKENS == tl.float64 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if TOKENS == tl.float16 else "ieee"
     program = tl.program_id(0)
     tiles = tl.cdiv(V, BV)
     tile, p, task = program % tiles, program // tiles % P, (program // tiles // P).to(tl.int64)
@@ -50,16 +47,16 @@ def _read(
     j = tile * BV + tl.arange(0, BV).to(tl.int64)
     state += n * state_n + h * Hs // H * state_h
     cells = (i < K)[:, None] & (j < V)[None, :]
-    S = _factor(tl.load(state + i[:, None] * state_k + j[None, :] * state_v, cells, 0.0), TOKENS)
+    S = _cast(tl.load(state + i[:, None] * state_k + j[None, :] * state_v, cells, 0.0), FACTORS)
     q += b * q_b + h * Hq // H * q_h
     out += b * out_b + h * out_h
     for start in range(lo, hi, BT):
         t = start + tl.arange(0, BT)
         row = begin + t.to(tl.int64)
         queries = _load(q, row, q_t, t < hi, i, q_k, K)
-        o = _dot(_factor(queries, TOKENS), S, PRECISION).to(WIDE) * tl.full((), scale, WIDE)
+        o = _dot(queries.to(FACTORS), S, PRECISION).to(WIDE) * tl.full((), scale, WIDE)
         place = out + row[:, None] * out_t + j[None, :] * out_v
-        tl.store(place, o.to(TOKENS), (t < hi)[:, None] & (j < V)[None, :])
+        tl.store(place, o.to(out.dtype.element_ty), (t < hi)[:, None] & (j < V)[None, :])
 
 
 @triton.jit

@@ -9,8 +9,11 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    if _INTERPRETED and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    """a b; of different dtypes, in the wider, in float32 at least; `PRECISION` is of float32."""
+    if a.dtype == tl.float64 or b.dtype == tl.float64:
+        return tl.dot(a.to(tl.float64), b.to(tl.float64))
+    elif a.dtype != b.dtype or (_INTERPRETED and a.dtype == tl.bfloat16):
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
     else:
         return tl.dot(a, b, input_precision=PRECISION)
 
@@ -18,23 +21,21 @@ def _dot(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def _add_dot(a, b, sum, PRECISION: tl.constexpr):
     """sum + a b; sum may be wider."""
-    if a.dtype == tl.float64 or sum.dtype == tl.float64:
-        return sum + _dot(a, b, PRECISION).to(sum.dtype)
-    elif _INTERPRETED and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=sum, input_precision="ieee")
+    if sum.dtype == tl.float64:
+        return sum + _dot(a, b, PRECISION).to(tl.float64)
+    elif a.dtype != b.dtype or (_INTERPRETED and a.dtype == tl.bfloat16):
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=sum, input_precision=PRECISION)
     else:
         return tl.dot(a, b, acc=sum, input_precision=PRECISION)
 
 
 @triton.jit
-def _factor(x, TOKENS: tl.constexpr):
-    """Sums as factors of a product: float16 has too little range for them, and tf32 as many digits."""
-    if TOKENS == tl.bfloat16:
-        return x.to(tl.bfloat16)
-    elif TOKENS == tl.float64:
-        return x.to(tl.float64)
+def _cast(x, TYPE: tl.constexpr):
+    """Not from float64 to bfloat16 at once, which Triton's interpreter cannot."""
+    if x.dtype == tl.float64 and TYPE == tl.bfloat16:
+        return x.to(tl.float32).to(TYPE)
     else:
-        return x.to(tl.float32)
+        return x.to(TYPE)
 
 
 @triton.jit

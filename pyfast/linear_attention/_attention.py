@@ -55,10 +55,10 @@ def attention(
         causal: whether token t sees only tokens up to t. If not, keys and values may be of another sequence, of another
             length, and there is no decay and no delta rule.
         reverse: whether time runs from the last token to the first: token t sees tokens from t on.
-        decay: logarithms of the factors by which the state decays before a token is added, at most 0 as a rule, -inf to
-            forget: (H,) one per head, as in RetNet; (B, T, H) one per token, as in Mamba-2; or (B, T, H, K) one per
-            token and key dimension, as in gated linear attention. float32, or float64 with float64 tokens; 16 bits are
-            widened.
+        decay: logarithms of the factors by which the state decays before a token is added, so at most 0, or the state
+            grows until it overflows; -inf forgets: (H,) one per head, as in RetNet; (B, T, H) one per token, as in
+            Mamba-2; or (B, T, H, K) one per token and key dimension, as in gated linear attention. float32, or float64
+            with float64 tokens; 16 bits are widened.
         beta: (B, T, H) how much of a token is written, for the delta rule.
         normalize: whether each result is divided by ``scale q_t'(sum of keys) + eps``, as after feature maps; not with
             ``beta``.
@@ -208,13 +208,18 @@ def step(
 
     Source: the recurrence of ``attention``, Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, equation 18.
     """
+    for name, x in (("q", q), ("k", k), ("v", v), ("decay", decay), ("beta", beta), ("state", state)):
+        if not isinstance(x, Tensor) and (x is not None or name in "qkv"):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3:
-            raise ValueError(f"{name} must have shape (B, H, {'V' if x is v else 'K'}), got {tuple(x.shape)}")
-    if beta is not None and beta.dim() != 2:
-        raise ValueError(f"beta must have shape (B, H), got {tuple(beta.shape)}")
-    if decay is not None and decay.dim() not in (1, 2, 3):
-        raise ValueError(f"decay must have shape (H,), (B, H) or (B, H, K), got {tuple(decay.shape)}")
+            raise ValueError(f"{name} must have shape (B, H, {'V' if name == 'v' else 'K'}), got {tuple(x.shape)}")
+    b, _, size = q.shape
+    if beta is not None and (beta.dim() != 2 or beta.shape[0] != b):
+        raise ValueError(f"beta must have shape ({b}, H), got {tuple(beta.shape)}")
+    shape = () if decay is None else tuple(decay.shape)
+    if decay is not None and len(shape) != 1 and (len(shape) < 2 or shape[0] != b or shape[2:] not in ((), (size,))):
+        raise ValueError(f"decay must have shape (H,), ({b}, H) or ({b}, H, {size}), got {shape}")
     out, last = attention(
         q.unsqueeze(1),
         k.unsqueeze(1),
@@ -239,6 +244,8 @@ def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: tuple[Tenso
         raise TypeError(f"out must be {q.dtype} on {q.device} as q, got {out.dtype} on {out.device}")
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (out, *inputs)):
         raise ValueError("out must be None where a gradient is wanted, got a tensor; use torch.no_grad()")
+    if any(step == 0 and n > 1 for step, n in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"out must have a place for every number, got strides {out.stride()}")
     storage = out.untyped_storage().data_ptr()
     if out.numel() and any(x is not None and x.numel() and x.untyped_storage().data_ptr() == storage for x in inputs):
         raise ValueError("out must not share memory with an input, got one that does")
@@ -260,6 +267,14 @@ def _check(
     ends_k: Tensor | None,
 ) -> float:
     """Raise unless all fits; returns the scale."""
+    names = "q", "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
+    tensors = q, k, v, decay, beta, state, ends, ends_k
+    for name, given in zip(names, tensors, strict=True):
+        if not isinstance(given, Tensor) and (given is not None or name in ("q", "k", "v")):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+    for name, number in (("scale", scale), ("eps", eps)):
+        if not isinstance(number, (int, float, torch.SymFloat)) and (number is not None or name == "eps"):
+            raise TypeError(f"{name} must be a number, got {type(number).__name__}")
     dtype, device = q.dtype, q.device
     if dtype not in _FLOATS:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {dtype}")
@@ -335,8 +350,7 @@ def _check(
         if state.dtype != torch.float64 and (state.dtype != torch.float32 or dtype == torch.float64):
             kinds = "float64" if dtype == torch.float64 else "float32 or float64"
             raise TypeError(f"initial_state must be {kinds}, got {state.dtype}")
-    names = "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
-    for name, y in zip(names, (k, v, decay, beta, state, ends, ends_k), strict=True):
+    for name, y in zip(names, tensors, strict=True):
         if y is not None and y.device != device:
             raise TypeError(f"{name} must be on the device of q, {device}, got {y.device}")
     scale = (size or 1) ** -0.5 if scale is None else scale

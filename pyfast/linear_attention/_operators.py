@@ -241,7 +241,7 @@ def _normalized_jvp(
     q, k, v, decay, state, ends, read, eps, keep, reverse = inputs
     out, last, denominator = outputs
     dv = tangents[2]
-    dv = None if dv is None else torch.cat([dv, torch.zeros_like(dv[..., :1])], -1)
+    dv = None if dv is None else torch.nn.functional.pad(dv, (0, 1))
     sums = q, k, with_ones(v), decay, state, ends, read, 1.0, keep, reverse, False, False, False
     changes = *tangents[:2], dv, *tangents[3:6]
     dsums, dlast = _attend_jvp(sums, changes, (out, last))

@@ -19,6 +19,9 @@ WIDE = [torch.float32, torch.float64]
 NARROW = [torch.bfloat16, torch.float16]
 KINDS = [None, "scalar", "rows", "columns"]
 PACKED = [0, 0, 7, 7, 24, 33, 33]
+MIXED = torch.bfloat16, torch.bfloat16, torch.float32  # q, k, v in the delta rule and in gradients
+# What Triton selects away, or what is meant not to be finite, NumPy computes first.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{x}:RuntimeWarning") for x in ("overflow", "invalid value")]
 
 
 def test_there_is_one_for_every_operator():
@@ -43,7 +46,8 @@ def example(
 ):  # fmt: skip
     """The operator's inputs in order. Keys have length 1, so that the delta rule is stable."""
     g = torch.Generator().manual_seed(T + K + V)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    dtypes = dtype if isinstance(dtype, tuple) else 3 * (dtype,)
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
     Hq, Hk, Hv, Hd = heads
     H, N = max(heads), B if ends is None else len(ends) - 1
 
@@ -61,15 +65,15 @@ def example(
         state[..., -1] = state[..., -1].abs()
     per = {"rows": (K,), "columns": (V,)}.get(kind, ())
     values = {
-        "q": q.to(dtype),
-        "p": (k[:, :, :1] if Hq < Hk else k.repeat_interleave(Hq // Hk, 2)).to(dtype),
-        "k": k.to(dtype),
-        "v": randn(B, T, Hv, V).to(dtype),
+        "q": q.to(dtypes[0]),
+        "p": (k[:, :, :1] if Hq < Hk else k.repeat_interleave(Hq // Hk, 2)).to(dtypes[0]),
+        "k": k.to(dtypes[1]),
+        "v": randn(B, T, Hv, V).to(dtypes[2]),
         "decay": None if kind is None else decays(kind, strength, (B, T, Hd, *per), g).to(wide),
         "state": state.to(state_dtype or wide) if start else None,
         "cu_seqlens": None if ends is None else torch.tensor(ends),
-        "x": randn(B, T, Hk, K).to(dtype),
-        "start": randn(N, Hk, K).to(dtype) if start else None,
+        "x": randn(B, T, Hk, K).to(wide),
+        "start": randn(N, Hk, K).to(wide) if start else None,
     }
     values |= {"read": 0.5, "write": 1.0, "eps": 1e-3, "scale": 0.5, "last": True, "columns": kind == "columns"} | flags
     names = [a.name for a in operator(name)._schema.arguments]
@@ -90,41 +94,42 @@ def launch(name, inputs, like):
     return outputs
 
 
-def agree(name, inputs, roundings=4):
+def check(name, inputs, got, plain, truth, where=...):
     """Against C++ in float64, Triton errs at most twice as much as C++ does in the same dtype, plus 4 roundings.
 
-    These are of the tokens' dtype, of states too: tensor cores multiply what has been rounded to it. In float64 itself
-    C++ is no truth, so both may round every term of a sum.
+    These are to 16 bits, of states too, where all tokens have 16: tensor cores multiply what has been rounded. In float64
+    itself C++ is no truth, so both may round every term of a sum.
     """
+    dtypes = [x.dtype for x in inputs[: 3 if name in ATTEND else 1]]
+    roundings = 4 + (inputs[0].shape[1] if torch.float64 in dtypes else 0)
+    allowed = 2 * (plain - truth)[where].abs().max() + roundings * torch.finfo(dtypes[-1]).eps * truth[where].abs().max()
+    assert (got - truth)[where].abs().max() <= allowed
+
+
+def agree(name, inputs):
     truth, plain = as_tuple(operator(name)(*double(inputs))), as_tuple(operator(name)(*inputs))
-    dtype = inputs[0].dtype
-    roundings += inputs[0].shape[1] if dtype == torch.float64 else 0
     for t, p, got in zip(truth, plain, launch(name, inputs, plain), strict=True):
         if got.numel():
-            allowed = 2 * (p - t).abs().max() + roundings * torch.finfo(dtype).eps * t.abs().max()
-            assert (got - t).abs().max() <= allowed
+            check(name, inputs, got, p, t)
 
 
-@pytest.mark.parametrize("dtype", WIDE + NARROW, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ATTEND)
+@pytest.mark.parametrize("dtype", [*WIDE, *NARROW, MIXED, MIXED[::-1]], ids=str)
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ATTEND for k in KINDS if n == "attend" or k != "columns"])
 def test_agrees_with_cpp(name, kind, dtype):
-    if kind == "columns" and name != "attend":
-        kind = "rows"
-    agree(name, example(name, dtype, kind=kind))
+    agree(name, example(name, dtype, T=20 if kind in KINDS[2:] else 70, kind=kind))
 
 
 @pytest.mark.parametrize("strength", ["strong", "forget"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize(("name", "kind"), [*(("attend", k) for k in KINDS[1:]), ("solve", "rows"), ("solve", "scalar")])
+@pytest.mark.parametrize(("name", "kind"), [*(("attend", k) for k in KINDS[1:]), ("solve", "scalar")])
 def test_decays_that_forget(name, kind, dtype, strength):
-    agree(name, example(name, dtype, kind=kind, strength=strength, T=40, heads=(1, 1, 1, 1)))
+    agree(name, example(name, dtype, kind=kind, strength=strength, T=20, heads=(1, 1, 1, 1)))
 
 
-@pytest.mark.parametrize(("T", "K", "V"), [(0, 5, 3), (1, 1, 1), (70, 16, 5), (70, 1, 64), (17, 64, 16), (5, 130, 2), (4, 0, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("T", "K", "V"), [(0, 5, 3), (1, 1, 1), (70, 16, 5), (70, 1, 64), (33, 64, 16), (5, 130, 2), (4, 0, 3)])
 @pytest.mark.parametrize("name", ATTEND)
-def test_sizes(name, dtype, T, K, V):
+def test_sizes(name, T, K, V):
+    dtype = torch.bfloat16 if T == 70 else torch.float32
     agree(name, example(name, dtype, T, K, V, kind="scalar"))
 
 
@@ -132,16 +137,18 @@ def test_sizes(name, dtype, T, K, V):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flags(kind, reverse, late, strict):
     flags = {"reverse": reverse, "late": late, "strict": strict, "last": late, "start": reverse != strict}
-    agree("attend", example("attend", torch.float32, T=20, kind=kind, write=-0.3, heads=(2, 1, 1, 2), **flags))
+    agree("attend", example("attend", torch.float32, T=18, kind=kind, write=-0.3, heads=(2, 1, 1, 2), **flags))
     if not strict:
-        agree("solve", example("solve", torch.float32, T=20, kind=None if kind == "columns" else kind, **flags))
+        if kind != "columns":
+            agree("solve", example("solve", torch.float32, T=18, kind=kind, **flags))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", [None, "scalar", "rows"])
 @pytest.mark.parametrize("name", ATTEND)
 def test_packed_sequences(name, kind, reverse):
-    agree(name, example(name, torch.float32, 33, kind=kind, ends=PACKED, reverse=reverse, late=reverse))
+    heads = (1, 1, 1, 1) if kind == "rows" else (2, 1, 2, 1)
+    agree(name, example(name, torch.float32, 33, kind=kind, ends=PACKED, reverse=reverse, late=reverse, heads=heads))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -156,7 +163,7 @@ def test_without_causality(name, start, ends, dtype):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("ends", [None, [0, 3, 3, 133]])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", WIDE, ids=str)  # of decays, which are never narrower
 def test_sums(dtype, ends, strict, reverse):
     inputs = example("cumulate", dtype, T=133, ends=ends, start=strict, reverse=reverse, strict=strict)
     agree("cumulate", inputs)
@@ -218,39 +225,61 @@ def test_float16_sums_leave_its_range():
     agree("attend_normalized", inputs)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("which", ["q", "k", "v", "decay"])
-@pytest.mark.parametrize(("name", "kind"), [("attend", "scalar"), ("attend", "rows"), ("attend", "columns"), ("solve", "rows")])
-def test_what_is_not_finite_stays_where_it_may_be_seen(name, kind, which, dtype, bad):
-    """A token's number that is not finite reaches the same results as in C++, and leaves the bits of the others alone."""
-    if which == "decay" and bad > 0:
-        bad = float("nan")
-    clean = example(name, dtype, T=20, kind=kind, heads=(2, 2, 2, 2), reverse=True)
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype"),
+    [
+        ("attend", "scalar", torch.bfloat16),
+        ("attend", "rows", torch.float32),
+        ("attend", "columns", torch.float32),
+        ("solve", "scalar", torch.float32),
+    ],
+)
+def test_what_is_not_finite_stays_where_it_may_be_seen(name, kind, dtype, which):
+    """A token's NaN reaches the results that it reaches in C++, and leaves the bits of other heads alone."""
+    clean = example(name, dtype, T=18, kind=kind, heads=(2, 2, 2, 2), reverse=True)
     dirty = [x.clone() if torch.is_tensor(x) else x for x in clean]
-    dirty[["q", "k", "v", "decay"].index(which)].view(1, 20, 2, -1)[0, 7, 1, 0] = bad
-    plain = operator(name)(*dirty)
+    dirty[["q", "k", "v", "decay"].index(which)].view(1, 18, 2, -1)[0, 7, 1, 0] = torch.nan
+    truth, plain = operator(name)(*double(dirty)), operator(name)(*dirty)
     was, got = launch(name, clean, plain), launch(name, dirty, plain)
-    for p, w, x in zip(plain, was, got, strict=True):
+    for t, p, w, x in zip(truth, plain, was, got, strict=True):
         assert torch.equal(x.isfinite(), p.isfinite())
-    out, before = got[0], was[0]
-    assert torch.equal(out[:, 8:], before[:, 8:])
-    assert torch.equal(out[:, :, 0], before[:, :, 0])
+        check(name, dirty, x, p, t, p.isfinite())
+        others = (slice(None), 0) if x is got[1] else (slice(None), slice(None), 0)
+        assert torch.equal(x[others], w[others])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("kind", [None, "scalar"])
-@pytest.mark.parametrize("ends", [None, [0, 600], [0, 0, 130, 140, 600]])
-def test_parts_of_long_sequences(monkeypatch, ends, kind, late, dtype):
+def test_infinite_values(dtype):
+    """Are added up as in C++, with the signs of the scores."""
+    inputs = example("attend", dtype, T=20, kind="scalar", heads=(1, 1, 1, 1), V=4)
+    inputs[2][0, 18, 0, 0], inputs[2][0, 17, 0, 1] = torch.inf, -torch.inf
+    plain = operator("attend")(*inputs)
+    for p, got in zip(plain, launch("attend", inputs, plain), strict=True):
+        assert torch.equal(got.isinf(), p.isinf())
+        assert torch.equal(got[got.isinf()].sign(), p[p.isinf()].sign())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "late", "ends", "expected"),
+    [
+        (torch.float32, None, False, None, 3),
+        (torch.float32, "scalar", True, None, 3),
+        (torch.float32, "scalar", False, [0, 400], 3),
+        (torch.bfloat16, "scalar", True, [0, 1100], 2),
+        (torch.float32, "scalar", True, [0, 0, 390, 400], 1),
+    ],
+)
+def test_parts_of_long_sequences(monkeypatch, dtype, kind, late, ends, expected):
     """Few heads on a large GPU: the sequence is cut, and the parts are joined."""
-    monkeypatch.setattr(linear_attention, "processors", lambda device: 3)
-    parts = []
-    launch_parts = linear_attention._parts
-    monkeypatch.setattr(linear_attention, "_parts", lambda *a: parts.append(launch_parts(*a)) or parts[-1])
+    monkeypatch.setattr(linear_attention, "processors", lambda device: 2)
+    parts, choose = [], linear_attention._parts
+    monkeypatch.setattr(linear_attention, "_parts", lambda *a: parts.append(choose(*a)) or parts[-1])
     flags = {"late": late, "reverse": late, "heads": (1, 1, 1, 1), "ends": ends, "start": late}
-    agree("attend", example("attend", dtype, T=600, kind=kind, **flags))
-    assert parts == [1 if ends is not None and len(ends) > 2 else 2 if dtype == torch.bfloat16 else 4]
-    if kind is None and late:
-        agree("collect", example("collect", dtype, T=600, **flags))
-        agree("read", example("read", dtype, T=600, **flags | {"start": True}))
+    flags["T"] = 400 if ends is None else ends[-1]
+    agree("attend", example("attend", dtype, kind=kind, **flags))
+    assert parts == [expected]
+    if kind is None:
+        agree("collect", example("collect", dtype, **flags))
+        agree("read", example("read", dtype, **flags | {"start": True}))
+        assert parts == 3 * [expected]

@@ -31,7 +31,10 @@ _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 _modes_active = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
-_PLAIN = (Tensor, torch.nn.Parameter)
+_keys = torch._C._dispatch_keys
+with torch.inference_mode():
+    _inference = torch.empty(0)
+_PLAIN = {_keys(x).raw_repr() for x in (torch.empty(0), _inference)}  # on the CPU, dense, and nothing else
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # what torch.func left in a graph that outlives it
 
 
@@ -198,7 +201,7 @@ def define(
             x = inputs[i]
             if x is not None:
                 found[i] = x = _unwrap_if_dead(x)
-                direct = direct and x.is_cpu and type(x) in _PLAIN and not x.is_neg()
+                direct = direct and _keys(x).raw_repr() in _PLAIN
         if _grad_enabled() and _any_requires_grad(*found):
             return node.apply(*found)
         if direct:

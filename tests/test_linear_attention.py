@@ -408,14 +408,83 @@ def test_steps_give_the_whole(form):
     torch.testing.assert_close(torch.stack(outs, 1), attention(**tensors, **options))
 
 
+def test_heads_of_keys_and_values_that_do_not_divide_each_other(check):
+    for form in ("plain", "delta", "not causal"):
+        tensors, options = example(2, 9, 6, 3, 2, torch.float64, form=form, groups=(1, 3, 2), state=False)
+        if form == "delta":
+            tensors["beta"] = tensors["beta"][:, :, ::2]
+        truth = slow(tensors, options)(*tensors.values())[0]
+        torch.testing.assert_close(attention(**tensors, **options), truth)
+
+
+def test_a_tiny_divisor_divides():
+    q = torch.full((1, 4, 1, 1), 1e-20)
+    v = torch.randn(1, 4, 1, 2)
+    means = v.cumsum(1) / torch.arange(1, 5).view(1, 4, 1, 1)
+    torch.testing.assert_close(attention(q, q, v, normalize=True, eps=0.0), means, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_a_batch_of_directions():
+    q, k, v = (torch.randn(1, 10, 2, 4) for _ in range(3))
+    x = q.clone().requires_grad_()
+    y = attention(x, k, v)
+    directions = torch.randn(3, *y.shape)
+    got = torch.autograd.grad(y, x, directions, is_grads_batched=True, retain_graph=True)[0]
+    want = torch.stack([torch.autograd.grad(y, x, d, retain_graph=True)[0] for d in directions])
+    torch.testing.assert_close(got, want)
+
+
+@JIT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["token decay", "vector decay", "gated delta", "normalized token decay"])
+def test_forward_mode_in_a_decay_over_a_long_time(form, dtype):
+    """Large sums of decays cancel: they must not be rounded with the tokens."""
+    tensors, options = example(1, 3000, 1, 4, 4, dtype, form=form, state=False)
+    tensors["decay"] = tensors["decay"].clamp(max=-0.05)
+    others = {n: x for n, x in tensors.items() if n != "decay"}
+
+    def change(others, decay):
+        return torch.func.jvp(lambda d: attention(**others, decay=d, **options), (decay,), (torch.ones_like(decay),))
+
+    out, got = change(others, tensors["decay"])
+    truth, want = change({n: x.double() for n, x in others.items()}, tensors["decay"].double())
+    relative = (out - truth).norm() / truth.norm()
+    assert (got - want).norm() / want.norm() <= 8 * relative + 8 * torch.finfo(dtype).eps
+
+
+def test_operators_called_by_name_read_nothing_that_is_not_there():
+    q, flags = torch.randn(1, 50, 4, 8), (None, 1.0, 1.0, True, False, False, False, False)
+    ops, state = torch.ops.pyfast, torch.zeros(1, 4, 8, 8)
+    calls = [
+        lambda: ops.linear_attention_attend(q, q[:, :1], q, None, None, *flags),
+        lambda: ops.linear_attention_attend(q, q, q.to(torch.int8), None, None, *flags),
+        lambda: ops.linear_attention_attend(q, q, q, None, state.bfloat16(), *flags),
+        lambda: ops.linear_attention_attend(q, q, q, None, state[:, :, :1, :1], *flags),
+        lambda: ops.linear_attention_attend(q, q, q, torch.zeros(1, 1, 4), None, *flags),
+        lambda: ops.linear_attention_attend(q.expand(2, -1, -1, -1), q, q, None, None, *flags),
+        lambda: ops.linear_attention_attend_into(q, q, q, None, None, *flags, torch.zeros(1, 1, 1, 1)),
+        lambda: ops.linear_attention_attend_normalized(q, q, q, None, state, None, 1.0, 0.0, True, False),
+        lambda: ops.linear_attention_solve(q, q[..., :1], q, None, None, None, True, False, False),
+        lambda: ops.linear_attention_collect(q, q[:, :1], None, None),
+        lambda: ops.linear_attention_read(q, state.expand(9, -1, -1, -1), None, 1.0),
+        lambda: ops.linear_attention_read(q, state[:, :, :1], None, 1.0),
+        lambda: ops.linear_attention_cumulate(q.bfloat16(), None, None, False, False),
+        lambda: ops.linear_attention_cumulate(q, state[:, :1, 0], None, False, False),
+        lambda: ops.linear_attention_cumulate(q, None, torch.tensor([0, 50], dtype=torch.int32), False, False),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="must"):
+            call()
+
+
 def test_strong_decays_stay_finite(check):
     """Factors from exp(-1e4) over exp(-50) and 1 to 0 itself, within one chunk."""
     g = torch.Generator().manual_seed(0)
     for form in ("token decay", "vector decay", "vector decay reverse", "gated delta", "vector gated delta"):
         tensors, options = example(1, 70, 2, 3, 4, form=form)
         size = tensors["decay"].shape
-        choice = torch.tensor([0.0, -1e-3, -1.0, -9.0, -50.0, -1e4, -math.inf])
-        tensors["decay"] = choice[torch.randint(7, size, generator=g)]
+        choice = torch.tensor([0.0, -1e-3, -1.0, -9.0, -50.0, -1e4, -1e16, -math.inf])
+        tensors["decay"] = choice[torch.randint(8, size, generator=g)]
         check(fast(tensors, options), slow(tensors, options), *tensors.values())
         tensors["decay"] = torch.full(size, -50.0)
         check(fast(tensors, options), slow(tensors, options), *tensors.values())
@@ -525,7 +594,13 @@ REFUSED = [
     ({"eps": math.nan}, ValueError, "eps must be at least 0 and finite, got nan"),
     ({"k": torch.zeros(2, 5, 2, 3, device="meta")}, TypeError, "k must be on the device of q, cpu, got meta"),
     ({"out": torch.zeros(2, 5, 2, 3)}, ValueError, r"out must have shape \(2, 5, 2, 4\), got"),
-    ({"out": torch.zeros(2, 5, 1, 4).expand(2, 5, 2, 4)}, ValueError, "out must have a place for every number, got"),
+    ({"out": torch.zeros(2, 5, 1, 4).expand(2, 5, 2, 4)}, ValueError, "out must have a place of its own for every"),
+    ({"out": torch.zeros(99).as_strided((2, 5, 2, 4), (40, 4, 4, 1))}, ValueError, "out must have a place of its own"),
+    (
+        {"out": torch.empty(2, 5, 2, 4, dtype=torch.complex64).conj().imag},
+        ValueError,
+        "out must not be a negative view",
+    ),
     ({"out": torch.zeros(2, 5, 2, 4).double()}, TypeError, "out must be torch.float32 on cpu as q, got"),
     ({"out": torch.zeros(2, 5, 2, 4, requires_grad=True)}, ValueError, "out must be None where a gradient is wanted"),
 ]

@@ -78,9 +78,9 @@ def linear_attention(capability):
         types = attention.numbers(q, k, v)
         how = attention.blocks(capability, types, K, K, decay, solve, normalize, double)
         wide = "*fp64" if fp64 in (q, k, v) else "*fp32"
-        known = {n: "i32" for n in ("decay_t", "denominator_t", "shift", "P", "H")}
+        known = dict.fromkeys(["decay_t", "denominator_t", "shift", "P", "H"], "i32")
         known |= {"q": NARROW[q], "k": NARROW[k], "v": NARROW[v], "out": NARROW[v], "decay": wide, "denominator": wide}
-        known |= {n: "*fp64" if double else wide for n in ("state", "last")}
+        known |= dict.fromkeys(["state", "last"], "*fp64" if double else wide)
         found = variant(attention._attend, how, known, DOUBLE=double, LONG=packed, **flags, **absent, **types)
         found[2]["wgmma"] = q == k == v == bf16 and decay <= scalar and not solve
         return found
@@ -95,19 +95,20 @@ def linear_attention(capability):
     mixed = bf16, bf16, fp32  # the delta rule's values, and the gradients of decays
     sizes = 64, 128, 256
     attends = [
-        *(attend(bf16, K, decay) for K in sizes for decay in (none, scalar)),
-        *(attend(bf16, K, scalar, normalize=True) for K in sizes),
-        attend(bf16, 128, normalize=True),
-        *(attend(mixed, K, scalar, solve=True) for K in sizes),
-        *(attend(mixed, K, scalar) for K in sizes[1:]),
+        attend(bf16, 128),
+        attend(bf16, 256),
+        *(attend(bf16, K, scalar) for K in sizes),
+        *(attend(bf16, K, scalar, normalize=True) for K in sizes[1:]),
         attend(mixed, 128, scalar, normalize=True),
-        *(attend(bf16, K, decay) for K in sizes[1:] for decay in (rows, columns)),
+        *(attend(mixed, K, scalar, solve=True) for K in sizes[1:]),
+        *(attend(mixed, K, scalar) for K in sizes[1:]),
+        *(attend(bf16, K, rows) for K in sizes[1:]),
         attend(mixed, 128, rows, solve=True),
+        attend(bf16, 256, columns),
         attend(mixed, 128, columns),
         attend(bf16, 128, scalar, packed=True),
         attend(bf16, 128, scalar, double=True),
         attend(fp16, 128, scalar),
-        attend(fp32, 64, scalar),
         attend(fp32, 128, scalar),
         attend(fp32, 64, rows),
         attend(fp64, 64),
@@ -127,7 +128,7 @@ def linear_attention(capability):
     return {"_attend": attends, "_join": [join], "_read": [read(bf16), read(fp32)], "_cumulate": [sums]}
 
 
-# Per kernel: the types of its arguments in order (i32:16 is a multiple of 16), its constants, and its warps, as launched,
+# Per kernel: the types of its arguments in order (i32:16: a multiple of 16), its constants, and its warps, as launched,
 # or Triton's options and whether Hopper must multiply by warp groups; or a function that returns it for a capability.
 LAUNCHED = {
     "prune": {

@@ -16,6 +16,33 @@ namespace {
 
 using Lengths = Strided;  // of the sequences: their N + 1 ends, or none
 
+// The operators can be called by their names, past all that Python checks: nothing may be read that is not there.
+void check(const char* name, const Strided& x, std::initializer_list<int64_t> shape) {
+    const bool real = x.is<float>() || x.is<double>() || x.is<Half>() || x.is<Bfloat>();
+    bool fits = x.ndim == int(shape.size()) && real;
+    for (int i = 0; fits && i < x.ndim; ++i) fits = shape.begin()[i] < 0 || x.shape[i] == shape.begin()[i];
+    if (fits) return;
+    std::string want, got;
+    for (int64_t n : shape) want += (n < 0 ? "any" : std::to_string(n)) + ", ";
+    for (int i = 0; i < x.ndim; ++i) got += std::to_string(x.shape[i]) + ", ";
+    throw std::invalid_argument(std::string(name) + " must be floating point of shape (" + want + "), got (" + got +
+                                ")" + (real ? "" : " of another dtype"));
+}
+
+void check_heads(const char* name, int64_t heads, int64_t all) {
+    if (heads < 1 ? all > 0 : all % heads != 0)
+        throw std::invalid_argument(std::string(name) + " must have a divisor of " + std::to_string(all) +
+                                    " heads, got " + std::to_string(heads));
+}
+
+void check_state(const char* name, const Strided& x, int64_t N, int64_t H, int64_t K, int64_t V) {
+    if (!x) return;
+    check(name, x, {N, -1, K, V});
+    check_heads(name, x.shape[1], H);
+    if (!x.is<float>() && !x.is<double>())
+        throw std::invalid_argument(std::string(name) + " must be float32 or float64, got 16 bits");
+}
+
 // Where sequence n begins and ends.
 std::pair<int64_t, int64_t> span(const Lengths& ends, int64_t n, int64_t tokens) {
     if (!ends) return {0, tokens};
@@ -25,6 +52,8 @@ std::pair<int64_t, int64_t> span(const Lengths& ends, int64_t n, int64_t tokens)
 
 void check_lengths(const char* name, const Lengths& ends, int64_t tokens) {
     if (!ends) return;
+    if (ends.ndim != 1 || !ends.is<int64_t>() || ends.shape[0] < 1)
+        throw std::invalid_argument(std::string(name) + " must be int64 of shape (N + 1,)");
     const int64_t n = ends.shape[0] - 1;
     for (int64_t i = 0, before = 0; i <= n; ++i) {
         const int64_t end = i < n ? span(ends, i, tokens).first : span(ends, n - 1, tokens).second;
@@ -87,12 +116,27 @@ struct Call {
     Decay kind = Decay::none;
 
     void measure() {
-        T = q.shape[1];
-        H = std::max({q.shape[2], k.shape[2], v.shape[2]});
-        K = q.shape[3], V = v.shape[3];
-        N = ends ? ends.shape[0] - 1 : q.shape[0];
-        kind = !decay ? Decay::none : decay.ndim == 3 ? Decay::scalar : columns ? Decay::columns : Decay::rows;
+        check("q", q, {-1, -1, -1, -1});
+        const int64_t B = q.shape[0];
+        T = q.shape[1], K = q.shape[3];
+        check("k", k, {B, T, -1, K});
+        check("v", v, {B, T, -1, -1});
+        V = v.shape[3];
+        check("out", out, {B, T, -1, V});
+        H = out.shape[2];
+        check_heads("q", q.shape[2], H), check_heads("k", k.shape[2], H), check_heads("v", v.shape[2], H);
         check_lengths("cu_seqlens", ends, T);
+        if (ends && B != 1) throw std::invalid_argument("q must have a batch of 1 where cu_seqlens is given");
+        N = ends ? ends.shape[0] - 1 : B;
+        if (decay && decay.ndim == 3)
+            check("decay", decay, {B, T, -1});
+        else if (decay)
+            check("decay", decay, {B, T, -1, columns ? V : K});
+        if (decay) check_heads("decay", decay.shape[2], H);
+        check_state("state", state, N, H, K, V + (denominator ? 1 : 0));
+        check_state("last", last, N, H, K, V + (denominator ? 1 : 0));
+        if (denominator) check("denominator", denominator, {B, T, H});
+        kind = !decay ? Decay::none : decay.ndim == 3 ? Decay::scalar : columns ? Decay::columns : Decay::rows;
     }
 };
 
@@ -414,8 +458,16 @@ void solve(Strided p, Strided k, Strided v, Strided decay, Strided state, Length
 
 // out (N, H, K, V) = state + sum of k_t v_t'
 void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
-    const int64_t T = k.shape[1], K = k.shape[3], V = v.shape[3], N = out.shape[0], H = out.shape[1], length = 32;
+    check("k", k, {-1, -1, -1, -1});
+    const int64_t B = k.shape[0], T = k.shape[1], K = k.shape[3], length = 32;
+    check("v", v, {B, T, -1, -1});
     check_lengths("cu_seqlens", ends, T);
+    const int64_t V = v.shape[3], N = ends ? ends.shape[0] - 1 : B;
+    check("out", out, {N, -1, K, V});
+    const int64_t H = out.shape[1];
+    check_heads("k", k.shape[2], H), check_heads("v", v.shape[2], H);
+    check_state("state", state, N, H, K, V), check_state("out", out, N, H, K, V);
+    if (ends && B != 1) throw std::invalid_argument("k must have a batch of 1 where cu_seqlens is given");
     if (!N || !H) return;
     with_wide(k, [&]<class F>(F*) {
         const int threads = team(N * H, k.shape[0] * T * H * (K + V));
@@ -448,8 +500,16 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
 
 // out (B, T, H, V) = scale state' q_t
 void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out) {
-    const int64_t T = q.shape[1], K = q.shape[3], V = state.shape[3], N = state.shape[0], H = out.shape[2], length = 32;
+    check("q", q, {-1, -1, -1, -1});
+    const int64_t B = q.shape[0], T = q.shape[1], K = q.shape[3], length = 32;
     check_lengths("cu_seqlens", ends, T);
+    const int64_t N = ends ? ends.shape[0] - 1 : B;
+    check("state", state, {N, -1, K, -1});
+    const int64_t V = state.shape[3];
+    check("out", out, {B, T, -1, V});
+    const int64_t H = out.shape[2];
+    check_heads("q", q.shape[2], H), check_state("state", state, N, H, K, V);
+    if (ends && B != 1) throw std::invalid_argument("q must have a batch of 1 where cu_seqlens is given");
     if (!N || !H || !V) return;
     with_wide(q, [&]<class F>(F*) {
         const int threads = team(N * H, q.shape[0] * T * H * (K + V));
@@ -488,8 +548,17 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
 // out_t = start + the sum of x up to t, or if `strict` up to the token before; total = start + the sum of all of x.
 // x (B, T, H) or (B, T, H, D), start and total (N, H) or (N, H, D)
 void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict, Strided out, Strided total) {
-    const int64_t T = x.shape[1], H = x.shape[2], D = x.ndim > 3 ? x.shape[3] : 1, N = total.shape[0];
+    x.ndim == 3 ? check("x", x, {-1, -1, -1}) : check("x", x, {-1, -1, -1, -1});
+    const int64_t B = x.shape[0], T = x.shape[1], H = x.shape[2], D = x.ndim > 3 ? x.shape[3] : 1;
     check_lengths("cu_seqlens", ends, T);
+    const int64_t N = ends ? ends.shape[0] - 1 : B;
+    if (!x.is<float>() && !x.is<double>()) throw std::invalid_argument("x must be float32 or float64, got 16 bits");
+    if (ends && B != 1) throw std::invalid_argument("x must have a batch of 1 where cu_seqlens is given");
+    for (const auto& [name, y] : {std::pair{"start", start}, std::pair{"total", total}}) {
+        if (!y) continue;
+        x.ndim == 3 ? check(name, y, {N, H}) : check(name, y, {N, H, D});
+        if (!(y.dtype == x.dtype)) throw std::invalid_argument(std::string(name) + " must have the dtype of x");
+    }
     if (!N || !H) return;
     with_wide(x, [&]<class S>(S*) {
         const int threads = team(N * H, x.shape[0] * T * H * D);

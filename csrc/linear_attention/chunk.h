@@ -124,6 +124,7 @@ struct State {
 // exp(-E).
 template <class F>
 int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double& head, double& total) {
+    constexpr double lowest = -1e3;  // exp of it is 0
     double run = 0;
     head = 0;
     for (int64_t t = 0; t < count; ++t) {
@@ -132,7 +133,7 @@ int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double
         if (!late) {
             if (t == 0)
                 head = x;
-            else if (x < -1e30)
+            else if (x < lowest)
                 return total = run, t;  // after -inf, differences would be NaN
             else
                 run += x;
@@ -140,7 +141,7 @@ int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double
         w.reach[t] = run;
         if (late) {
             run += x;
-            if (x < -1e30) return total = run, t + 1;
+            if (x < lowest) return total = run, t + 1;
         }
     }
     return total = run, count;
@@ -248,10 +249,10 @@ void divide(Work<F>& w, const State<F>& s, int64_t n, Decay decay, F eps) {
 #pragma omp simd reduction(+ : near)
         for (int64_t u = 0; u <= t; ++u) near += score[u];
         w.denominator[t] = (s.whole.zero ? 0 : decay == Decay::scalar ? w.read_factor[t] * past : past) + near;
-        const F scale = 1 / (w.denominator[t] + eps);
+        const F divisor = w.denominator[t] + eps;
         F* out = w.out + t * w.wide;
 #pragma omp simd
-        for (int64_t j = 0; j < w.wide; ++j) out[j] *= scale;
+        for (int64_t j = 0; j < w.wide; ++j) out[j] /= divisor;
     }
 }
 

@@ -22,7 +22,9 @@ def _parts(programs, tokens, block, device):
     return 1 if programs >= enough else max(1, min(enough // max(programs, 1), tokens // (8 * block)))
 
 
-def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, eps, reverse, late, strict, columns, solve):
+def _launch(
+    q, k, v, decay, state, ends, out, last, denominator, read, write, eps, reverse, late, strict, columns, solve
+):
     """The state alone if there is no `out`; `denominator` means that results are divided."""
     B, T, Hk, K = k.shape
     V, Hv = v.shape[3], v.shape[2]
@@ -59,7 +61,8 @@ def _launch(q, k, v, decay, state, ends, out, last, denominator, read, write, ep
 
     Hs = 1 if state is None else state.shape[1]
     if P == 1:
-        return run(q, state, with_parts(state), Hs, out, last, with_parts(last), None)
+        run(q, state, with_parts(state), Hs, out, last, with_parts(last), None)
+        return
     parts = torch.empty(N, H, P, K, V, dtype=torch.float64 if double else wide, device=k.device)
     total = torch.empty(N, H, P, dtype=torch.float64, device=k.device)
     n, h, p, *cell = parts.stride()
@@ -75,9 +78,7 @@ def attend(
     q, k, v, decay, state, cu_seqlens, read, write, last_wanted, reverse, late, strict, columns, out, last
 ):  # fmt: skip
     last = last if last_wanted else None
-    _launch(
-        q, k, v, decay, state, cu_seqlens, out, last, None, read, write, 0.0, reverse, late, strict, columns, False
-    )
+    _launch(q, k, v, decay, state, cu_seqlens, out, last, None, read, write, 0.0, reverse, late, strict, columns, False)
 
 
 def attend_normalized(q, k, v, decay, state, cu_seqlens, read, eps, last_wanted, reverse, out, last, denominator):

@@ -20,9 +20,10 @@ def capability(device):
 
 
 def numbers(*dtypes):
-    """What is computed in, and what tensor cores multiply: bfloat16 as it is; float16 has too little range for sums, and
-    tf32 as many digits; 16 and 32 bits together, as in the delta rule and in gradients of decays, mean that 8 digits of
-    them do not suffice, and tf32 has 11.
+    """What is computed in, and what is multiplied.
+
+    Tensor cores take bfloat16 as it is. float16 has too little range for sums; tf32 has as many digits. 16 and 32 bits
+    together, as in the delta rule and in gradients of decays, mean that the 8 digits of bfloat16 do not suffice.
     """
     half = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     same = len(set(dtypes)) == 1
@@ -43,7 +44,8 @@ def blocks(capability, numbers, K, V, kind=0, solve=False, normalize=False, doub
     if not cores:
         BT, BV, warps = 16, 16, 8
     elif kind > SCALAR.value or solve or BK > 256:
-        BT, warps = 16, 8 if BK > 128 else 4
+        rich = BK > 128 or (BK > 64 and kind > SCALAR.value and numbers["FACTORS"] == tl.float32)
+        BT, warps = 16, 8 if rich else 4
     elif normalize:
         warps = 4 if BK <= 64 else 8
         BT, BV = (16, 16) if BK > 128 else (32, 32)

@@ -3,9 +3,9 @@
     S_t = diag(exp(decay_t)) S_{t-1} + write k_t v_t',   out_t = read S_t' q_t
 
 Inside a chunk, with E_t the sum of its decays up to t: out = exp(E) q S + (q k' * exp(E_t - E_u)) v, products of small
-matrices; S is kept divided by `write`. A token that comes after t must not reach it even if it is not finite: scores are
-selected, not multiplied by 0; and since a product of matrices adds 0 v_u too, a chunk in which a v_u is not finite is
-added up token by token.
+matrices; S is kept divided by `write`. A token after t must not reach it even if it is not finite: scores are selected,
+not multiplied by 0; and since a product of matrices adds 0 v_u too, a chunk in which a v_u is not finite is added up
+token by token.
 """
 
 import triton
@@ -22,7 +22,7 @@ def _add_values(
     o, scores, values, v, v_t, v_v, start, count, j, V, sign,
     STRICT: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o + scores values; what is not finite is multiplied by the scores of those only who may see it."""
+    """Adds scores values to o; what is not finite is multiplied by the scores of those only who may see it."""
     finite = tl.abs(values.to(o.dtype)) < float("inf")
     if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) == 0:
         o = _add_dot(scores.to(FACTORS), values.to(FACTORS), o, PRECISION)
@@ -51,7 +51,7 @@ def _substitute(scores, x):
 
 @triton.jit
 def _state(base, stride_k, stride_v, tile, zero, K, V, BK: tl.constexpr, BV: tl.constexpr):
-    """Where the cells of a tile lie, which of them there are, and where the sum of keys lies: the column after the last."""
+    """Where the cells of a tile lie, which of them there are, and where the sum of keys lies: after the last column."""
     i = (zero + tl.arange(0, BK)).to(tl.int64)
     j = (zero + tile * BV + tl.arange(0, BV)).to(tl.int64)
     cells = (i < K)[:, None] & (j < V)[None, :]
@@ -64,7 +64,7 @@ def _attend(
     q_b, q_t, q_h, q_k, k_b, k_t, k_h, k_k, v_b, v_t, v_h, v_v, decay_b, decay_t, decay_h, decay_d,
     state_n, state_p, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
     last_n, last_p, last_h, last_k, last_v, denominator_b, denominator_t, denominator_h,
-    T, H, Hq, Hk, Hv, Hd, Hs, K, V, P, shift, read: "fp64", write: "fp64", eps: "fp64",
+    T, H, Hq, Hk, Hv, Hd, Hs, K, V, P, shift, read: tl.float64, write: tl.float64, eps: tl.float64,
     WIDE: tl.constexpr, FACTORS: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
     DECAY: tl.constexpr, SOLVE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, NORMALIZE: tl.constexpr,
     DOUBLE: tl.constexpr, LONG: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -72,8 +72,8 @@ def _attend(
     """Program: a tile of value dimensions, a part of the tokens, a head of a sequence. Absent tensors are None.
 
     Without `out`, the state alone is computed. `total` is for what is left of it over a part. `shift` is 1 where decays
-    come late, which is one token later. Products of matrices are of FACTORS, of ADDED in what is added to the state, and
-    otherwise it is computed in WIDE.
+    come late, which is one token later. Products of matrices are of FACTORS, or of ADDED in what is added to the state;
+    all else is computed in WIDE.
     """
     STATE: tl.constexpr = tl.float64 if DOUBLE else WIDE
     program = tl.program_id(0)

@@ -1,5 +1,7 @@
-"""Decays of a chunk of tokens. Only sums of them are exponentiated, never a difference of large sums: a chunk may
-forget all (-inf) or much, and what follows is exact. Where decays come late they act one token later, that is all.
+"""Decays of a chunk of tokens: a chunk may forget all (-inf) or much, and what follows has its full precision.
+
+Only sums of few decays are exponentiated, or differences of sums that hold more digits than the result. Where decays
+come late they act one token later, that is all.
 """
 
 import triton
@@ -59,7 +61,7 @@ def _read_by_column(
     o, scores, v, v_t, v_v, decay, decay_t, decay_d, start, count, j, V, sign,
     BT: tl.constexpr, STRICT: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """o (tokens, V) + scores v with the decays between u and t, per value dimension."""
+    """Adds scores v to o (tokens, V), with the decays between u and t, per value dimension."""
     t = tl.arange(0, BT)
     between = tl.zeros(o.shape, WIDE)
     for step in range(BT):

@@ -10,7 +10,7 @@ def _join(
     parts, total, state, last, state_n, state_h, state_k, state_v, last_n, last_h, last_k, last_v,
     H, Hs, K, V, P, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """parts (N, H, P, K, V): what each part of a sequence adds, replaced by the state before it; and the last state."""
+    """What each part of a sequence adds, in parts (N, H, P, K, V), becomes the state before it; and the last state."""
     task = tl.program_id(0).to(tl.int64)
     n, h = task // H, task % H
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
@@ -33,7 +33,9 @@ def _join(
 @triton.jit
 def _read(
     q, state, ends, out, q_b, q_t, q_h, q_k, state_n, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
-    T, H, Hq, Hs, K, V, P, scale: "fp64", WIDE: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    T, H, Hq, Hs, K, V, P, scale: tl.float64,
+    WIDE: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """out_t = scale state' q_t. Program: a tile of value dimensions, a part of the tokens, a head of a sequence."""
     program = tl.program_id(0)

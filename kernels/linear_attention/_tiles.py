@@ -9,33 +9,34 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    """a b; of different dtypes, in the wider, in float32 at least; `PRECISION` is of float32."""
+    """The product; of different dtypes, in the wider, in float32 at least. `PRECISION` is of float32."""
     if a.dtype == tl.float64 or b.dtype == tl.float64:
-        return tl.dot(a.to(tl.float64), b.to(tl.float64))
+        product = tl.dot(a.to(tl.float64), b.to(tl.float64))
     elif a.dtype != b.dtype or (_INTERPRETED and a.dtype == tl.bfloat16):
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        product = tl.dot(a, b, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
 def _add_dot(a, b, sum, PRECISION: tl.constexpr):
-    """sum + a b; sum may be wider."""
+    """The product is added to the sum, which may be wider."""
     if sum.dtype == tl.float64:
-        return sum + _dot(a, b, PRECISION).to(tl.float64)
+        sum += _dot(a, b, PRECISION).to(tl.float64)
     elif a.dtype != b.dtype or (_INTERPRETED and a.dtype == tl.bfloat16):
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=sum, input_precision=PRECISION)
+        sum = tl.dot(a.to(tl.float32), b.to(tl.float32), acc=sum, input_precision=PRECISION)
     else:
-        return tl.dot(a, b, acc=sum, input_precision=PRECISION)
+        sum = tl.dot(a, b, acc=sum, input_precision=PRECISION)
+    return sum
 
 
 @triton.jit
 def _cast(x, TYPE: tl.constexpr):
-    """Not from float64 to bfloat16 at once, which Triton's interpreter cannot."""
-    if x.dtype == tl.float64 and TYPE == tl.bfloat16:
-        return x.to(tl.float32).to(TYPE)
-    else:
-        return x.to(TYPE)
+    """By way of float32: Triton's interpreter cannot go from float64 to bfloat16 at once."""
+    if x.dtype == tl.float64 and not TYPE.is_fp64():
+        x = x.to(tl.float32)
+    return x.to(TYPE)
 
 
 @triton.jit
@@ -48,10 +49,11 @@ def _load(base, row, stride_t, inside, i, stride_i, size):
 def _span(ends, ends_stride, n, T):
     """Where sequence n begins, and how many tokens it has."""
     if ends is None:
-        return n * 0, T
+        begin, count = n * 0, T
     else:
         begin = tl.load(ends + n * ends_stride)
-        return begin, (tl.load(ends + (n + 1) * ends_stride) - begin).to(tl.int32)
+        count = (tl.load(ends + (n + 1) * ends_stride) - begin).to(tl.int32)
+    return begin, count
 
 
 @triton.jit

@@ -244,10 +244,17 @@ def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: tuple[Tenso
         raise TypeError(f"out must be {q.dtype} on {q.device} as q, got {out.dtype} on {out.device}")
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (out, *inputs)):
         raise ValueError("out must be None where a gradient is wanted, got a tensor; use torch.no_grad()")
-    if any(step == 0 and n > 1 for step, n in zip(out.stride(), out.shape, strict=True)):
-        raise ValueError(f"out must have a place for every number, got strides {out.stride()}")
-    storage = out.untyped_storage().data_ptr()
-    if out.numel() and any(x is not None and x.numel() and x.untyped_storage().data_ptr() == storage for x in inputs):
+    reach = 0
+    for step, n in sorted((step, n) for step, n in zip(out.stride(), out.shape, strict=True) if n > 1):
+        if step <= reach:
+            raise ValueError(f"out must have a place of its own for every number, got strides {out.stride()}")
+        reach += step * (n - 1)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    if out.is_neg():
+        raise ValueError("out must not be a negative view, got one")
+    storage = out.untyped_storage()._cdata
+    if out.numel() and any(x is not None and x.numel() and x.untyped_storage()._cdata == storage for x in inputs):
         raise ValueError("out must not share memory with an input, got one that does")
 
 
@@ -343,7 +350,7 @@ def _check(
         raise ValueError(f"cu_seqlens_k must be given where k has {tk} tokens and q {t}, got None")
     if state is not None:
         n = b if ends is None else ends.shape[0] - 1
-        heads = max(hk, hv) if not causal else h
+        heads = h if causal else ops.heads(k, v)
         shape = (n, heads, size, v.shape[3] + normalize)
         if state.shape != shape:
             raise ValueError(f"initial_state must have shape {shape}, got {tuple(state.shape)}")

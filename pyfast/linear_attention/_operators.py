@@ -11,6 +11,7 @@ rule's triangular system, x_t = v_t - S_{t-1}' p_t with S_t = exp(decay_t) S_{t-
 the transposed one. So every order of derivative, in both modes, is exact, and is computed by the same two kernels.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -32,9 +33,15 @@ def exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.device.type == "cpu" else wide(x)
 
 
+def _exactly(*tensors: Any) -> list[Any]:
+    return [None if x is None else x.to(exact(x)) for x in tensors]
+
+
 def heads(*tensors: Tensor) -> int:
     """The number of heads: tensors with fewer share each of theirs among several."""
-    return max(x.shape[2] for x in tensors)
+    sizes = [x.shape[2] for x in tensors]
+    most = max(sizes)
+    return most if all(n and most % n == 0 for n in sizes) else math.lcm(*sizes)
 
 
 def spread(x: Tensor, h: int) -> Tensor:
@@ -66,7 +73,8 @@ def _results(
     b, t, h, _ = q.shape
     _, _, hk, key = k.shape
     _, _, hv, value = v.shape
-    h = max(h, hk, hv)
+    if not h == hk == hv:
+        h = heads(q, k, v)
     n = b if ends is None else ends.shape[0] - 1
     out = v.new_empty((b, t, h, value))
     if not last:
@@ -160,7 +168,7 @@ def _decay_tangents(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, ddecay: Tensor, ends: Tensor | None, reverse: bool, late: bool
 ) -> tuple[Tensor, Tensor]:
     """How the sums of decays up to every token, and to the end, change: shapes that multiply tokens and states."""
-    reach, total = cumulate(spread(ddecay, heads(q, k, v)).to(decay.dtype), None, ends, reverse, late)
+    reach, total = cumulate(spread(ddecay, heads(q, k, v)).to(exact(q)), None, ends, reverse, late)
     return (reach, total) if _is_vector(decay) else (reach.unsqueeze(-1), total.unsqueeze(-1))
 
 
@@ -171,17 +179,19 @@ def _attend_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tup
     out, last = outputs
     dout = dlast = None
     if ddecay is not None:
+        # Sums over all of time are multiplied by tokens, and cancel: their rounding would not.
+        q, k, v, dq, dk, dv = _exactly(q, k, v, dq, dk, dv)
         h = heads(q, k, v)
         reach, total = _decay_tangents(q, k, v, decay, ddecay, ends, reverse, late)
         if columns:
-            dv = _add(dv, (-spread(v, h) * reach).to(v.dtype)) if dv is None else spread(dv, h) - (spread(v, h) * reach)
-            dout = out * reach.to(out.dtype)
+            dv = -spread(v, h) * reach if dv is None else spread(dv, h) - spread(v, h) * reach
+            dout = out * reach
         else:
-            change_q, change_k = (spread(q, h) * reach).to(q.dtype), (spread(k, h) * reach).to(k.dtype)
+            change_q, change_k = spread(q, h) * reach, spread(k, h) * reach
             dq = change_q if dq is None else spread(dq, h) + change_q
             dk = -change_k if dk is None else spread(dk, h) - change_k
         if keep:
-            dlast = last * (total.unsqueeze(-2) if columns else total.unsqueeze(-1)).to(last.dtype)
+            dlast = last * (total.unsqueeze(-2) if columns else total.unsqueeze(-1))
     if dq is not None:
         dout = _add(dout, attend(dq, k, v, decay, state, ends, read, write, False, *flags[3:])[0])
     if dk is not None or dstate is not None:
@@ -191,6 +201,7 @@ def _attend_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tup
     if dv is not None:
         o, end = attend(q, k, dv.to(v.dtype), decay, None, ends, *flags)
         dout, dlast = _add(dout, o), _add(dlast, end)
+    dout = None if dout is None else dout.to(out.dtype)
     return dout, dlast.to(last.dtype) if keep and dlast is not None else torch.zeros_like(last)
 
 
@@ -240,14 +251,16 @@ def _normalized_jvp(
 ) -> tuple[Any, Any, Any]:
     q, k, v, decay, state, ends, read, eps, keep, reverse = inputs
     out, last, denominator = outputs
-    dv = tangents[2]
+    if out.dtype != wide(q):  # as in the backward pass
+        out, _, _ = attend_normalized(q, k, v.to(wide(q)), *inputs[3:])
+    dv = None if tangents[2] is None else tangents[2].to(wide(q))
     dv = None if dv is None else torch.nn.functional.pad(dv, (0, 1))
-    sums = q, k, with_ones(v), decay, state, ends, read, 1.0, keep, reverse, False, False, False
+    sums = q, k, with_ones(v.to(wide(q))), decay, state, ends, read, 1.0, keep, reverse, False, False, False
     changes = *tangents[:2], dv, *tangents[3:6]
     dsums, dlast = _attend_jvp(sums, changes, (out, last))
     below = dsums[..., -1:]
     dout = (dsums[..., :-1] - out * below) / (denominator + eps).unsqueeze(-1)
-    return dout.to(out.dtype), dlast, below.squeeze(-1).to(denominator.dtype)
+    return dout.to(outputs[0].dtype), dlast, below.squeeze(-1).to(denominator.dtype)
 
 
 def _allocate_solve(
@@ -301,25 +314,27 @@ def _solve_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tupl
     p, k, v, decay, state, ends, keep, reverse, late = inputs
     dp, dk, dv, ddecay, dstate = tangents[:5]
     x, last = outputs
+    p_, k_, x_ = p, k, x
     flags = 1.0, 1.0, keep, reverse, late, True, False
     h = x.shape[2]
     dlast = None
     change = None if dv is None else spread(dv, h)
     if ddecay is not None:
+        p_, k_, x_, dp, dk = _exactly(p, k, x, dp, dk)  # as in attend's
         reach, total = _decay_tangents(p, k, v, decay, ddecay, ends, reverse, late)
-        change_p, change_k = (spread(p, h) * reach).to(p.dtype), (spread(k, h) * reach).to(k.dtype)
+        change_p, change_k = spread(p_, h) * reach, spread(k_, h) * reach
         dp = change_p if dp is None else spread(dp, h) + change_p
         dk = -change_k if dk is None else spread(dk, h) - change_k
         if keep:
-            dlast = last * total.unsqueeze(-1).to(last.dtype)
+            dlast = last * total.unsqueeze(-1)
     if dp is not None:
-        change = _add(change, -attend(dp, k, x, decay, state, ends, 1.0, 1.0, False, *flags[3:])[0])
+        change = _add(change, -attend(dp, k_, x_, decay, state, ends, 1.0, 1.0, False, *flags[3:])[0])
     if dk is not None:
-        o, end = attend(p, dk, x, decay, None, ends, *flags)
+        o, end = attend(p_, dk, x_, decay, None, ends, *flags)
         change, dlast = _add(change, -o), _add(dlast, end)
-    change = torch.zeros_like(x) if change is None else change
+    change = torch.zeros_like(x) if change is None else change.to(x.dtype)
     dx, end = solve(p, k, change, decay, dstate, ends, keep, reverse, late)
-    return dx, _add(dlast, end) if keep else end
+    return dx, _add(dlast, end).to(last.dtype) if keep else end  # type: ignore[union-attr]
 
 
 def _allocate_cumulate(

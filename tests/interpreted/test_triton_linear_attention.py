@@ -97,12 +97,14 @@ def launch(name, inputs, like):
 def check(name, inputs, got, plain, truth, where=...):
     """Against C++ in float64, Triton errs at most twice as much as C++ does in the same dtype, plus 4 roundings.
 
-    These are to 16 bits, of states too, where all tokens have 16: tensor cores multiply what has been rounded. In float64
-    itself C++ is no truth, so both may round every term of a sum.
+    These are to 16 bits, of states too, where all tokens have 16: tensor cores multiply what has been rounded. In
+    float64 itself C++ is no truth, so both may round every term of a sum.
     """
     dtypes = [x.dtype for x in inputs[: 3 if name in ATTEND else 1]]
     roundings = 4 + (inputs[0].shape[1] if torch.float64 in dtypes else 0)
-    allowed = 2 * (plain - truth)[where].abs().max() + roundings * torch.finfo(dtypes[-1]).eps * truth[where].abs().max()
+    allowed = (
+        2 * (plain - truth)[where].abs().max() + roundings * torch.finfo(dtypes[-1]).eps * truth[where].abs().max()
+    )
     assert (got - truth)[where].abs().max() <= allowed
 
 
@@ -116,7 +118,8 @@ def agree(name, inputs):
 @pytest.mark.parametrize("dtype", [*WIDE, *NARROW, MIXED, MIXED[::-1]], ids=str)
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ATTEND for k in KINDS if n == "attend" or k != "columns"])
 def test_agrees_with_cpp(name, kind, dtype):
-    agree(name, example(name, dtype, T=20 if kind in KINDS[2:] else 70, kind=kind))
+    tokens = 20 if kind in KINDS[2:] else 70 if dtype == torch.bfloat16 else 40  # two chunks or more
+    agree(name, example(name, dtype, T=tokens, kind=kind))
 
 
 @pytest.mark.parametrize("strength", ["strong", "forget"])
@@ -126,7 +129,9 @@ def test_decays_that_forget(name, kind, dtype, strength):
     agree(name, example(name, dtype, kind=kind, strength=strength, T=20, heads=(1, 1, 1, 1)))
 
 
-@pytest.mark.parametrize(("T", "K", "V"), [(0, 5, 3), (1, 1, 1), (70, 16, 5), (70, 1, 64), (33, 64, 16), (5, 130, 2), (4, 0, 3)])
+@pytest.mark.parametrize(
+    ("T", "K", "V"), [(0, 5, 3), (1, 1, 1), (70, 16, 5), (70, 1, 64), (33, 64, 16), (5, 130, 2), (4, 0, 3)]
+)
 @pytest.mark.parametrize("name", ATTEND)
 def test_sizes(name, T, K, V):
     dtype = torch.bfloat16 if T == 70 else torch.float32
@@ -137,15 +142,14 @@ def test_sizes(name, T, K, V):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flags(kind, reverse, late, strict):
     flags = {"reverse": reverse, "late": late, "strict": strict, "last": late, "start": reverse != strict}
-    agree("attend", example("attend", torch.float32, T=18, kind=kind, write=-0.3, heads=(2, 1, 1, 2), **flags))
-    if not strict:
-        if kind != "columns":
-            agree("solve", example("solve", torch.float32, T=18, kind=kind, **flags))
+    heads = (1, 1, 1, 1) if kind in KINDS[2:] else (2, 1, 1, 2)
+    agree("attend", example("attend", torch.float32, T=18, kind=kind, write=-0.3, heads=heads, **flags))
+    if not strict and kind != "columns":
+        agree("solve", example("solve", torch.float32, T=18, kind=kind, heads=heads, **flags))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", [None, "scalar", "rows"])
-@pytest.mark.parametrize("name", ATTEND)
+@pytest.mark.parametrize(("name", "kind"), [("attend", "rows"), *((n, k) for n in ATTEND for k in KINDS[:2])])
 def test_packed_sequences(name, kind, reverse):
     heads = (1, 1, 1, 1) if kind == "rows" else (2, 1, 2, 1)
     agree(name, example(name, torch.float32, 33, kind=kind, ends=PACKED, reverse=reverse, late=reverse, heads=heads))
@@ -180,8 +184,7 @@ def odd(x):
     return view.copy_(x)
 
 
-@pytest.mark.parametrize("kind", ["scalar", "rows"])
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(("name", "kind"), [("attend", "rows"), *((n, "scalar") for n in LAUNCHERS)])
 def test_any_strides(name, kind):
     base = name.removesuffix("_into")
     inputs = example(base, torch.float32, T=9, kind=kind, B=2)
@@ -225,14 +228,13 @@ def test_float16_sums_leave_its_range():
     agree("attend_normalized", inputs)
 
 
-@pytest.mark.parametrize("which", ["q", "k", "v", "decay"])
 @pytest.mark.parametrize(
-    ("name", "kind", "dtype"),
+    ("name", "kind", "dtype", "which"),
     [
-        ("attend", "scalar", torch.bfloat16),
-        ("attend", "rows", torch.float32),
-        ("attend", "columns", torch.float32),
-        ("solve", "scalar", torch.float32),
+        *(("attend", "scalar", torch.bfloat16, x) for x in ("q", "k", "v", "decay")),
+        *(("solve", "scalar", torch.float32, x) for x in ("q", "k", "v", "decay")),
+        *(("attend", "rows", torch.float32, x) for x in ("k", "decay")),
+        *(("attend", "columns", torch.float32, x) for x in ("v", "decay")),
     ],
 )
 def test_what_is_not_finite_stays_where_it_may_be_seen(name, kind, dtype, which):

@@ -131,7 +131,9 @@ def test_float64_matches_to_rounding(form):
 def test_gradient_matches_reference(check, form, dtype):
     for t, key, value in SHAPES[:3]:
         tensors, options = example(8, t, 2, key, value, dtype, form=form)
-        of = [i for i, name in enumerate(tensors) if name != "decay"]
+        # A normalized result hardly depends on a q of one dimension: its gradient is the rounding of what cancels.
+        hardly = ["decay", "q"] if options.get("normalize") and key == 1 else ["decay"]
+        of = [i for i, name in enumerate(tensors) if name not in hardly]
         calls = fast(tensors, options), slow(tensors, options)
         check(*(gradient(call, of) for call in calls), *tensors.values())
 

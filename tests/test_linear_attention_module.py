@@ -243,3 +243,18 @@ def test_options_combine():
     for decay, delta, groups in itertools.product((None, "head", "token", "vector"), (False, True), (1, 2, 4)):
         model = layer(decay=decay, delta=delta, num_kv_heads=groups)
         torch.testing.assert_close(model(tokens(1, 4)), definition(model, tokens(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        ((-32, 2), {}, "embed_dim must be at least 1, got -32"),
+        ((32, 0), {}, "num_heads must be at least 1, got 0"),
+        ((32, 2), {"head_dim": -1}, "head_dim must be at least 1, got -1"),
+        ((32, 2), {"feature_map": ["relu"]}, r"feature_map must be one of .* or a function, got \['relu'\]"),
+        ((32, 2), {"feature_map": None}, "feature_map must be one of .* or a function, got None"),
+    ],
+)
+def test_refuses_sizes_and_feature_maps_at_once(sizes, options, message):
+    with pytest.raises(ValueError, match=message):
+        linear_attention.LinearAttention(*sizes, **options)

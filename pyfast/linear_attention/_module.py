@@ -80,11 +80,14 @@ class LinearAttention(nn.Module):
     ):
         super().__init__()
         groups = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or groups < 1 or num_heads % groups:
+        for name, n in (("embed_dim", embed_dim), ("num_heads", num_heads), ("head_dim", head_dim)):
+            if n is not None and n < 1:
+                raise ValueError(f"{name} must be at least 1, got {n}")
+        if groups < 1 or num_heads % groups:
             raise ValueError(f"num_kv_heads must divide num_heads, {num_heads}, got {groups}")
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(f"num_heads must divide embed_dim, {embed_dim}, unless head_dim is given, got {num_heads}")
-        if isinstance(feature_map, str) and feature_map not in _FEATURES:
+        if feature_map not in _FEATURES if isinstance(feature_map, str) else not callable(feature_map):
             raise ValueError(f"feature_map must be one of {', '.join(_FEATURES)} or a function, got {feature_map!r}")
         if decay not in (None, "head", "token", "vector"):
             raise ValueError(f"decay must be None, 'head', 'token' or 'vector', got {decay!r}")

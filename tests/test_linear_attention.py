@@ -585,6 +585,8 @@ REFUSED = [
     ({"cu_seqlens": torch.tensor([0.0, 5.0])}, TypeError, "cu_seqlens must be torch.int64, got torch.float32"),
     ({"cu_seqlens_k": torch.tensor([0, 5])}, ValueError, "cu_seqlens_k must be None unless"),
     ({"q": [1.0]}, TypeError, "q must be a torch.Tensor, got list"),
+    ({"q": [1.0], "out": torch.zeros(1)}, TypeError, "q must be a torch.Tensor, got list"),
+    ({"out": [1.0]}, TypeError, "out must be a torch.Tensor, got list"),
     ({"v": None}, TypeError, "v must be a torch.Tensor, got NoneType"),
     ({"decay": -0.1}, TypeError, "decay must be a torch.Tensor, got float"),
     ({"cu_seqlens": [0, 5]}, TypeError, "cu_seqlens must be a torch.Tensor, got list"),

@@ -98,12 +98,12 @@ def attention(
     Source: Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, equations 16 to 20; decays, Yang et al., 2023,
         https://arxiv.org/abs/2312.06635; delta rule, Yang et al., 2024, https://arxiv.org/abs/2412.06464.
     """
-    if out is not None:
-        _check_out(out, q, k, v, (q, k, v, decay, beta, initial_state))
     try:
         scale = _check(
             q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k
         )
+        if out is not None:
+            _check_out(out, q, k, v, (q, k, v, decay, beta, initial_state))
     except (TypeError, ValueError):
         if group is not None:
             from pyfast.linear_attention import _parallel
@@ -237,6 +237,8 @@ def step(
 
 def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
     """Raise unless the result can be written there."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a torch.Tensor, got {type(out).__name__}")
     shape = (*q.shape[:2], max(q.shape[2], k.shape[2], v.shape[2]), v.shape[3]) if q.dim() == 4 == v.dim() else ()
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")

@@ -11,7 +11,7 @@ level of ``torch.func`` at a time; eager calls enter it directly and skip a trip
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ def define(
     op = getattr(torch.ops.pyfast, operator).default
     arguments = op._schema.arguments
     lists = any("List[Tensor]" in str(a.type) or "List[Optional[Tensor]]" in str(a.type) for a in arguments)
+    tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
     mutated = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
 
     def cpu(*inputs: Any) -> Any:
@@ -106,6 +107,8 @@ def define(
         if _func_active():  # the transforms outside this one still have to see what happens
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
                 outputs = op(*inputs)
+        elif not lists and _direct([inputs[i] for i in tensors]):
+            outputs = cpu(*inputs)
         else:
             with _below_autograd():
                 outputs = op(*inputs)
@@ -189,25 +192,26 @@ def define(
             return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
         return torch.stack(each), 0
 
-    tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
-
     def run(*inputs: Any) -> Any:
         if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated:
             return op(*inputs)
         # Where plain tensors lie on the CPU and no mode listens, the dispatcher would do nothing but find the kernel.
         direct = not (_modes_active() or _profiler_enabled())
-        found = list(inputs)
+        wants_grad = False
         for i in tensors:
             x = inputs[i]
             if x is not None:
-                found[i] = x = _unwrap_if_dead(x)
-                direct = direct and _keys(x).raw_repr() in _PLAIN
-        if _grad_enabled() and _any_requires_grad(*found):
-            return node.apply(*found)
+                if _keys(x).raw_repr() not in _PLAIN:
+                    direct = False
+                    x = _unwrap_if_dead(x)
+                    inputs = *inputs[:i], x, *inputs[i + 1 :]
+                wants_grad = wants_grad or x.requires_grad
+        if wants_grad and _grad_enabled():
+            return node.apply(*inputs)
         if direct:
-            return cpu(*found)
+            return cpu(*inputs)
         with _below_autograd():
-            return op(*found)
+            return op(*inputs)
 
     _library.impl(operator, cpu, "CPU")
     _library.impl(operator, cuda, "CUDA")
@@ -218,6 +222,23 @@ def define(
     torch.library.register_vmap(op, batched, lib=_library)
     run.__name__ = run.__qualname__ = operator
     return run
+
+
+def plain(*tensors: Any) -> bool:
+    """Whether an operator of these would only call the CPU's kernel: no gradient, transform, mode or trace."""
+    if _is_compiling() or _func_active() or forward_ad._current_level >= 0:
+        return False
+    try:
+        return _direct(tensors) and not (_grad_enabled() and any(x.requires_grad for x in tensors))
+    except TypeError:  # not a tensor
+        return False
+
+
+def _direct(tensors: Iterable[Any]) -> bool:
+    """Whether the dispatcher would do nothing with these, below autograd, but find the CPU's kernel."""
+    if _modes_active() or _profiler_enabled():
+        return False
+    return all(x is None or _keys(x).raw_repr() in _PLAIN for x in tensors)
 
 
 def _has_tangent(inputs: Sequence[Any]) -> bool:

@@ -40,8 +40,9 @@ def bench_double(race, device, n, peer):
     race(PEERS[peer], x, like=lambda x: 2 * x, read=x.nbytes)
 
 @pytest.mark.parametrize("peer", ["pyfast"])
-def bench_in_place(race, device, peer):
+def bench_in_place(race, benchmark, device, peer):
     x = torch.ones(5, device=device)
+    benchmark.extra_info["note"] = "in place"
     def check(_, y):
         assert torch.equal(y, 2 * x)
     race(double_, check=check, setup=lambda: (x.clone(),))
@@ -115,7 +116,8 @@ def test_report_prints_figures_and_losses(raced, tmp_path):
         "text": "about",
         "tables": [{"title": "t", "text": "u", "header": ["a", "b"], "rows": [["c", 1]]}],
     }
-    (raced[1].parent / "paper_sample.json").write_text(json.dumps(paper))
+    line = {"title": "p", "x": "s", "y": "nats", "lines": {"a": [[0.1, -3.0], [1.0, -2.0]]}}
+    (raced[1].parent / "paper_sample.json").write_text(json.dumps(paper | {"plots": [line], "script": "made"}))
     report.build(raced[1].parents[1], docs, readme)
     text = (docs / "benchmarks.md").read_text()
     assert "### sample `double`, 1000 (cpu)" in text
@@ -125,13 +127,18 @@ def test_report_prints_figures_and_losses(raced, tmp_path):
     assert f"| quick | {report.duration(best)} |" in text
     assert "Lost:\n\n- sample `double`, 1000 (cpu): quick takes 0.0" in text
     assert "imprecise" not in text
+    assert "| pyfast (in place) |" in text
     assert (docs / "plots" / "this machine_all_sample.png").read_bytes().startswith(b"\x89PNG")
     filled = readme.read_text()
     assert filled.startswith("before\n<!-- figures -->\n|")
     assert filled.endswith("<!-- /figures -->\nafter\n")
     assert "old" not in filled
     assert f"quick, {report.duration(best)}" in filled
-    assert "| a | b |\n| --- | ---: |\n| c | 1 |" in (docs / "paper_sample.md").read_text()
+    page = (docs / "paper_sample.md").read_text()
+    assert "| a | b |\n| --- | ---: |\n| c | 1 |" in page
+    assert "![T](plots/paper_sample.png)" in page
+    assert page.endswith("Made by `benchmarks/made.py`.\n")
+    assert (docs / "plots" / "paper_sample.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_leaves_a_readme_without_markers_alone(raced, tmp_path):
@@ -208,3 +215,89 @@ def test_attention_peers_compute_the_same():
             torch.testing.assert_close(way(*case.args), case.truths[0], rtol=1e-10, atol=1e-10, msg=f"{option}, {name}")
     case = bench.Case((2, 128, 2, 8), "plain", torch.float64, "cpu", False)
     torch.testing.assert_close(bench.token_loop(*case.args), case.truths[0], rtol=1e-10, atol=1e-10)
+
+
+def run_quick(script, *more):
+    command = [sys.executable, "-P", str(BENCHMARKS / f"{script}.py"), "--quick", *more]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_top_down_experiment_runs(tmp_path):
+    path = tmp_path / "paper_spn.json"
+    run_quick("paper_spn", "--output", str(path))
+    content = json.loads(path.read_text())
+    rows = content["tables"][0]["rows"]
+    assert len(rows) == len(content["runs"]) == 10
+    runs = {tuple(name.split(", ", 1)): run for name, run in content["runs"].items()}
+    for (children, kernel), run in runs.items():
+        times, sweeps = [t for t, *_ in run["curve"]], [n for _, n, *_ in run["curve"]]
+        assert times == sorted(times)
+        assert sweeps == sorted(sweeps)
+        assert sweeps[-1] == len(run["seconds"])
+        assert times[-1] == pytest.approx(sum(run["seconds"]))
+        assert -12 * 0.6932 < run["last"] < -3, f"{children} {kernel}"  # better than coins, worse than the entropy
+        assert kernel in content["plots"][0]["lines"]
+    for children in ("2", "3"):
+        assert 0 < runs[children, "topdown"]["accepted"] < runs[children, "isir"]["accepted"] + 0.5 < 1.5
+
+
+def test_density_experiment_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "spn_densities.json"
+    assert "is left for another time" in run_quick("densities_spn", "--output", str(path), "--total", "0")
+    assert not path.exists()
+    assert "synthetic 12: " in run_quick("densities_spn", "synthetic 12", "--output", str(path))
+    first = json.loads(path.read_text())["results"]
+    said = run_quick("densities_spn", "--output", str(path))
+    content = json.loads(path.read_text())
+    assert "synthetic 12: " not in said
+    assert content["results"]["synthetic 12"] == first["synthetic 12"]
+    assert list(content["results"]) == ["synthetic 8", "synthetic 12"]
+    for row, (name, run) in zip(content["tables"][0]["rows"], content["results"].items(), strict=True):
+        assert row[:2] == [name, f"**{run['test']:.2f}** ± {run['error']:.2f}"]
+        assert -0.6932 * run["variables"] < run["test"] < -2
+        assert run["seconds"] < 30
+
+
+def test_density_table_marks_the_best_and_counts():
+    densities = load("densities_spn")
+    run = {"error": 0.01, "seconds": 9.0, "sweeps": 100, "r_hat": 1.0}
+    results = {"nltcs": run | {"test": -5.994}, "dna": run | {"test": -80.0}}
+    rows = densities.table(results)
+    assert len(rows[0]) == len(densities.METHODS) + 5
+    assert rows[0][:3] == ["nltcs", "**-5.99** ± 0.01", "-6.11"]
+    assert rows[0][9] == "**-5.99**"
+    assert rows[1][1] == "-80.00 ± 0.01"
+    counted = {method: row for method, *row in densities.counted(results)}
+    assert counted["LearnSPN"] == ["2", "0"]
+    assert counted["HCLT, EM"] == ["0", "1"]
+    assert {len(x) for x in densities.PUBLISHED.values()} == {len(densities.METHODS)}
+    assert len(densities.PUBLISHED) == 20
+
+
+def test_sweep_gate_refuses_what_errs_more_than_it_may():
+    bench = load("bench_spn")
+    for kind, size in (("RAT", {"replicas": 2, "depth": 2, "sums": 3, "leaves": 3}), ("HCLT", {"hidden": 4})):
+        case = bench.Case(kind, bench.table(2000, 9), size)
+        parameters, counts, found = case.gibbs(case.rows, case.times)
+        case.check_gibbs((parameters, counts, found), case.rows, case.times)
+        case.check_log_prob(found, case.rows, parameters)
+        moved = counts.weights.roll(1)
+        lost = counts.leaves - (counts.leaves == counts.leaves.max()).long()
+        swapped = counts.leaves.view(-1, 2).flip(1).flatten()
+        for wrong in (
+            (parameters, counts._replace(weights=moved), found),
+            (parameters, counts._replace(leaves=lost), found),
+            (parameters, counts._replace(leaves=swapped), found),
+            (parameters, counts, found + 1e-3),
+            (case.parameters, counts, found),
+        ):
+            with pytest.raises(AssertionError, match="wrong answer"):
+                case.check_gibbs(wrong, case.rows, case.times)
+        for wrong in (found + 1e-3, found[None], found * torch.nan):
+            with pytest.raises(AssertionError, match="wrong answer"):
+                case.check_log_prob(wrong, case.rows, parameters)
+        rows = case.sample(4000)
+        case.check_sample(rows, 4000)
+        for wrong in (1 - rows, rows[:, :-1], rows.roll(1, 1), torch.zeros_like(rows)):
+            with pytest.raises(AssertionError, match="wrong answer"):
+                case.check_sample(wrong, len(rows))

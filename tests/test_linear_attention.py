@@ -536,6 +536,26 @@ def test_nothing_at_all(form, shape):
     total((attention(**tensors, **options).requires_grad_(),)).backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("t", "key", "value"), [(0, 3, 4), (1, 1, 1), (4, 64, 64), (17, 5, 0), (200, 16, 33), (40, 0, 2)]
+)
+@pytest.mark.parametrize("scale", [None, -0.3])
+def test_a_call_without_options_gives_the_bits_of_one_with_them(dtype, t, key, value, scale):
+    g = torch.Generator().manual_seed(t)
+    q, k, v = (torch.randn(2, 3, t, n, generator=g).to(dtype).transpose(1, 2) for n in (key, key, value))
+    want, _ = attention(q, k, v, scale=scale, output_final_state=True)
+    got = attention(q, k, v, scale=scale)
+    assert got.is_contiguous()
+    assert torch.equal(got, want)
+    assert torch.equal(attention(q.requires_grad_(), k, v, scale=scale).detach(), want)
+    fits = _operators.attend_plain(q.detach(), k, v, scale)
+    assert fits is not None
+    assert torch.equal(fits, want)
+    for misfit in ((q, k, v), (q.detach(), k[:, 1:] if t else k[..., None], v), (q.detach(), k[:, :, :1], v)):
+        assert _operators.attend_plain(*misfit, scale) is None  # a gradient, other lengths, fewer heads
+
+
 def test_a_million_tokens_keep_their_digits():
     """The error in float32 does not grow with the sequence: sums are kept in float64."""
     g = torch.Generator().manual_seed(0)

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "linear_attention/tiles.h"
 #include "tensor.h"
+#include "tiles.h"
 
 namespace pyfast::linear_attention {
 
@@ -70,18 +70,42 @@ void store(const F* from, int64_t stride, int64_t count, int64_t size, Tokens to
     });
 }
 
-// Asks for the tokens that are loaded next: their rows lie far apart, where the processor does not guess.
-template <bool to_write = false>
-inline void prefetch(Tokens from, int64_t begin, int64_t end, int64_t size) {
-    if (from.element != 1) return;
-    const int64_t bytes = from.dtype.bits / 8;
-    for (int64_t t = begin; t < end; ++t) {
-        const char* x = from.data + t * from.token * bytes;
-        for (int64_t i = 0; i < size * bytes; i += 64) __builtin_prefetch(x + i, to_write, to_write ? 3 : 2);
-    }
-}
+// Asks for the tokens that are loaded next, a few at a time between other work: their rows lie far apart, where the
+// processor does not guess, and it can wait for no more than some lines at once.
+class Ahead {
+    struct Stream {
+        const char* at;
+        ptrdiff_t row;
+        int64_t bytes;
+        bool written;
+    };
+    Stream streams[5];
+    int count = 0, stream = 0;
+    int64_t rows = 0;
 
-// (rows, columns) -> (columns, rows padded with zeros to `stride`)
+  public:
+    void aim(int64_t tokens) { count = stream = 0, rows = tokens; }
+    void follow(Tokens x, int64_t begin, int64_t size, bool written = false) {
+        if (x.data && x.element == 1 && size) {
+            const int64_t bytes = x.dtype.bits / 8;
+            streams[count++] = {x.data + begin * x.token * bytes, x.token * bytes, size * bytes, written};
+        }
+    }
+    // One row of one stream.
+    void some() {
+        if (!rows || !count) return;
+        Stream& s = streams[stream];
+        for (int64_t i = 0; i < s.bytes; i += 64)
+            s.written ? __builtin_prefetch(s.at + i, 1, 3) : __builtin_prefetch(s.at + i, 0, 2);
+        s.at += s.row;
+        if (++stream == count) stream = 0, --rows;
+    }
+    void rest() {
+        while (rows && count) some();
+    }
+};
+
+// (rows, columns) -> (columns, rows), each of the latter `stride` apart
 template <class F>
 void transpose(const F* from, int64_t from_stride, int64_t rows, int64_t columns, F* to, int64_t stride) {
     typedef F Four __attribute__((vector_size(4 * sizeof(F)), aligned(alignof(F)), may_alias));
@@ -107,8 +131,6 @@ void transpose(const F* from, int64_t from_stride, int64_t rows, int64_t columns
     }
     for (; r < rows; ++r)
         for (int64_t c = 0; c < columns; ++c) to[c * stride + r] = from[r * from_stride + c];
-    for (int64_t c = 0; c < columns; ++c)
-        for (int64_t i = rows; i < stride; ++i) to[c * stride + i] = 0;
 }
 
 }  // namespace pyfast::linear_attention

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyfast.linear_attention import _operators as ops
 
+_NAMES = "q", "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -98,6 +99,11 @@ def attention(
     Source: Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, equations 16 to 20; decays, Yang et al., 2023,
         https://arxiv.org/abs/2312.06635; delta rule, Yang et al., 2024, https://arxiv.org/abs/2412.06464.
     """
+    usual = causal and not (reverse or normalize or output_final_state) and (scale is None or type(scale) is float)
+    if usual and decay is beta is initial_state is cu_seqlens is cu_seqlens_k is group is out is None and eps == 1e-6:
+        plain = ops.attend_plain(q, k, v, scale)
+        if plain is not None:
+            return plain
     try:
         scale = _check(
             q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k
@@ -135,7 +141,12 @@ def attention(
     into = out is not None and causal and not ones and q.dtype == kind
     if not causal:
         ends = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-        last = ops.collect(k, values, state, ends) if group is None else total
+        try:
+            last = ops.collect(k, values, state, ends) if group is None else total
+        except ValueError as error:  # the operator knows but one sequence
+            if cu_seqlens_k is None:
+                raise
+            raise ValueError(str(error).replace("cu_seqlens", "cu_seqlens_k", 1)) from None
         result = ops.read(q, last, cu_seqlens, scale)
     elif normalize and not ones:
         args = q, k, v, decay, state, cu_seqlens, scale, eps, keep, reverse
@@ -276,13 +287,16 @@ def _check(
     ends_k: Tensor | None,
 ) -> float:
     """Raise unless all fits; returns the scale."""
-    names = "q", "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
     tensors = q, k, v, decay, beta, state, ends, ends_k
-    for name, given in zip(names, tensors, strict=True):
-        if not isinstance(given, Tensor) and (given is not None or name in ("q", "k", "v")):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+    if not all(x is None or isinstance(x, Tensor) for x in tensors) or q is None or k is None or v is None:
+        name, given = next(
+            (name, x)
+            for name, x in zip(_NAMES, tensors, strict=True)
+            if not isinstance(x, Tensor) and (x is not None or name in ("q", "k", "v"))
+        )
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
     for name, number in (("scale", scale), ("eps", eps)):
-        if not isinstance(number, (int, float, torch.SymFloat)) and (number is not None or name == "eps"):
+        if not isinstance(number, (float, int, torch.SymFloat)) and (number is not None or name == "eps"):
             raise TypeError(f"{name} must be a number, got {type(number).__name__}")
     dtype, device = q.dtype, q.device
     if dtype not in _FLOATS:
@@ -292,7 +306,7 @@ def _check(
         raise ValueError(f"{name} must have shape (B, T, H, {'V' if name == 'v' else 'K'}), got {tuple(x.shape)}")
     b, t, hq, size = q.shape
     bk, tk, hk, size_k = k.shape
-    hv = v.shape[2]
+    bv, tv, hv, size_v = v.shape
     if k.dtype != dtype or v.dtype != dtype:
         raise TypeError(f"k and v must have the dtype of q, {dtype}, got {k.dtype} and {v.dtype}")
     if bk != b or size_k != size or (causal and tk != t):
@@ -300,7 +314,7 @@ def _check(
         raise ValueError(
             f"k must have shape ({b}, {time}, H, {size}) to match q {tuple(q.shape)}, got {tuple(k.shape)}"
         )
-    if v.shape[0] != b or v.shape[1] != tk:
+    if bv != b or tv != tk:
         raise ValueError(f"v must have shape ({b}, {tk}, H, V) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
     h = max(hq, hk, hv)
     if beta is not None:
@@ -323,14 +337,15 @@ def _check(
             )
         if decay.dtype not in _FLOATS:
             raise TypeError(f"decay must be float16, bfloat16, float32 or float64, got {decay.dtype}")
-    sizes = {"q": hq, "k": hk, "v": hv}
-    if beta is not None:
-        sizes["beta"] = beta.shape[2]
-    if decay is not None:
-        sizes["decay"] = decay.shape[0] if decay.dim() == 1 else decay.shape[2]
-    for name, n in sizes.items():
-        if n != h and (n == 0 or h % n or n > h):
-            raise ValueError(f"{name} must have a divisor of {h} heads, the most of q, k and v, got {n}")
+    if not (hq == hk == hv) or beta is not None or decay is not None:
+        sizes = {"q": hq, "k": hk, "v": hv}
+        if beta is not None:
+            sizes["beta"] = beta.shape[2]
+        if decay is not None:
+            sizes["decay"] = decay.shape[0] if decay.dim() == 1 else decay.shape[2]
+        for name, n in sizes.items():
+            if n != h and (n == 0 or h % n or n > h):
+                raise ValueError(f"{name} must have a divisor of {h} heads, the most of q, k and v, got {n}")
     if reverse and not causal:
         raise ValueError("reverse must be False if causal is False, got True")
     if ends_k is not None and (causal or ends is None):
@@ -353,14 +368,14 @@ def _check(
     if state is not None:
         n = b if ends is None else ends.shape[0] - 1
         heads = h if causal else ops.heads(k, v)
-        shape = (n, heads, size, v.shape[3] + normalize)
+        shape = (n, heads, size, size_v + normalize)
         if state.shape != shape:
             raise ValueError(f"initial_state must have shape {shape}, got {tuple(state.shape)}")
         if state.dtype != torch.float64 and (state.dtype != torch.float32 or dtype == torch.float64):
             kinds = "float64" if dtype == torch.float64 else "float32 or float64"
             raise TypeError(f"initial_state must be {kinds}, got {state.dtype}")
-    for name, y in zip(names, tensors, strict=True):
-        if y is not None and y.device != device:
+    for name, y in zip(_NAMES, tensors, strict=True):
+        if y is not None and y is not q and y.device != device:
             raise TypeError(f"{name} must be on the device of q, {device}, got {y.device}")
     scale = (size or 1) ** -0.5 if scale is None else scale
     if not -math.inf < scale < math.inf:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast import _ops
+from pyfast import _C, _ops
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -486,3 +486,15 @@ read = _ops.define(
     rows=_rows_of(2, (0, 1)),
     jvp=_read_jvp,
 )
+
+
+def attend_plain(q: Any, k: Any, v: Any, scale: float | None) -> Tensor | None:
+    """``attend`` without options of tensors that fit each other, on the CPU, without a gradient; None of any others.
+
+    What a small call takes is spent in looking at its arguments: this looks once, and in C++.
+    """
+    if not _ops.plain(q, k, v):
+        return None
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    torch.get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
+    return out if _C.linear_attention.attend_plain(q, k, v, scale, out) else None

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace pyfast::linear_attention {
+namespace pyfast {
 
 #if defined(__AVX512F__)
 inline constexpr int vector_bytes = 64;
@@ -63,7 +63,11 @@ template <class F, class Function>
 [[gnu::always_inline]] inline void for_tiles(int64_t rows, int64_t columns, Function f) {
     const auto down = [&]<int N>(int64_t column) {
         int64_t row = 0;
-        for (; row + 6 <= rows; row += 6) f.template operator()<6, N>(row, column);
+        for (; row + 9 <= rows || row + 6 == rows; row += 6) f.template operator()<6, N>(row, column);
+        if (row + 7 <= rows) {  // 7 and 8 in halves: few rows keep the multipliers waiting
+            f.template operator()<4, N>(row, column);
+            row += 4;
+        }
         switch (rows - row) {
             case 1:
                 f.template operator()<1, N>(row, column);
@@ -87,4 +91,4 @@ template <class F, class Function>
     if (column < columns) down.template operator()<1>(column);
 }
 
-}  // namespace pyfast::linear_attention
+}  // namespace pyfast

@@ -1,0 +1,78 @@
+// What one thread works in.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "linear_attention/memory.h"
+
+namespace pyfast::linear_attention {
+
+enum class Decay { none, scalar, rows, columns };  // of the state: per key dimension, per value dimension
+
+struct Flags {
+    bool late;    // the state decays after a token has been read and added, not before
+    bool strict;  // a token does not see itself
+    bool solve;   // out_t = v_t - S_t' q_t, which is what is added to the state in place of v_t
+};
+
+inline int64_t padded(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+// Numbers that nobody has written yet.
+template <class F>
+struct Buffer {
+    std::unique_ptr<F[]> data;
+    explicit Buffer(int64_t n = 0) : data(n ? new F[n] : nullptr) {}
+    operator F*() { return data.get(); }
+    operator const F*() const { return data.get(); }
+};
+
+// What one thread works in. Rows of q and k are K apart, of v and out V padded to whole vectors.
+template <class F>
+struct Work {
+    static constexpr int64_t room = 64;  // tokens
+    int64_t chunk, K, V, wide, D;        // tokens in a chunk; sizes; V in whole vectors; decays of a token in rows of D
+    Decay decay;
+    int64_t c;  // the chunk in whole vectors
+    Buffer<F> q, k, kt, v, out, scores, gate, up, down, head, last, both, fresh_keys;
+    Buffer<F> sum[2], rest[2], fresh;
+    F keep;           // what is left of the state after the chunk, where that is one number
+    bool fresh_head;  // whether `head`, the decay of the first token, is not in E
+    Ahead ahead;
+    double reach[room];  // E of every token
+    F read_factor[room], end_factor[room], denominator[room];
+
+    Work(int64_t chunk, int64_t K, int64_t V, Decay decay)
+        : chunk(chunk),
+          K(K),
+          V(V),
+          wide(padded(V, lanes<F>)),
+          D(decay == Decay::columns ? wide
+            : decay == Decay::rows  ? K
+                                    : 0),
+          decay(decay),
+          c(padded(chunk, lanes<F>)),
+          q(c * K),
+          k(c * K),
+          kt(K * c),
+          v(c * wide),
+          out(c * wide),
+          scores(c * c),
+          gate(decay == Decay::scalar ? c * c : 0),
+          up(c * D),
+          down(c * D),
+          head(D),
+          last(D),
+          both(D),
+          fresh_keys(K),
+          sum{Buffer<F>(D), Buffer<F>(D)},
+          rest{Buffer<F>(D), Buffer<F>(D)},
+          fresh(D) {
+        std::fill_n(+up, c * D, F(1));  // of columns that pad V
+        std::fill_n(+down, c * D, F(1));
+    }
+};
+
+}  // namespace pyfast::linear_attention

@@ -1,4 +1,4 @@
-"""Turn benchmarks/results/**/*.json into docs/benchmarks.md, plots, docs/paper_*.md and the README's table of figures.
+"""Turn benchmarks/results/**/*.json into docs/benchmarks.md, plots, pages of experiments, README's figures.
 
     python benchmarks/report.py
 
@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = "pyfast"
 
 
-def races(path):
+def races(content):
     """The rows of one pytest-benchmark file: family, case, device, peer, seconds, and what else was recorded."""
-    content = json.loads(path.read_text())
     rows = []
     for b in content["benchmarks"]:
         parameters = dict(b["params"] or {})
@@ -72,7 +71,7 @@ def race_table(rows):
         share = f"{row['share']:.0%}" if "share" in row else ""
         memory = row.get("extra_memory")
         off = row.get("pruned_too_many")
-        note = f" (prunes {off:+,})" if off else ""
+        note = f" (prunes {off:+,})" if off else f" ({row['note']})" if "note" in row else ""
         best, median = duration(row["best"]), duration(row["median"])
         body.append([row["peer"] + note, best, median, ratio, share, "" if memory is None else size(memory)])
     floor = next((row["floor"] for row in rows if "floor" in row), None)
@@ -159,13 +158,39 @@ def fill(readme, rows):
     readme.write_text(between.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text))
 
 
-def paper(path, docs):
-    """One paper experiment's page."""
-    content = json.loads(path.read_text())
+def curves(plots, path):
+    """Lines over time, which is on a log scale: one panel for each plot."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(4.2 * len(plots), 3.6), layout="constrained")
+    for content, ax in zip(plots, figure.subplots(1, len(plots), squeeze=False)[0], strict=True):
+        for name, points in content["lines"].items():
+            ax.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=name)
+        ax.set_title(content["title"], fontsize=8)
+        ax.set_xlabel(content["x"], fontsize=8)
+        ax.set_ylabel(content["y"], fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    figure.axes[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def page(path, content, docs):
+    """One experiment's page."""
     parts = [f"# {content['title']}", content["text"]]
+    if "plots" in content:
+        picture = docs / "plots" / f"{path.stem}.png"
+        curves(content["plots"], picture)
+        parts.append(f"![{content['title']}]({picture.relative_to(docs)})")
     for table in content["tables"]:
         parts += [f"## {table['title']}", table["text"], markdown(table["header"], table["rows"])]
-    (docs / f"{path.stem}.md").write_text("\n\n".join(parts) + f"\n\nMade by `benchmarks/{path.stem}.py`.\n")
+    script = content.get("script", path.stem)
+    (docs / f"{path.stem}.md").write_text("\n\n".join(parts) + f"\n\nMade by `benchmarks/{script}.py`.\n")
 
 
 def build(results, docs, readme):
@@ -174,10 +199,10 @@ def build(results, docs, readme):
     parts = ["# Benchmarks", "Best of many rounds, after the answer was checked; see `benchmarks/conftest.py`."]
     summary = []
     for path in sorted(results.rglob("*.json")):
-        if path.stem.startswith("paper_"):
-            paper(path, docs)
+        if "tables" in (content := json.loads(path.read_text())):
+            page(path, content, docs)
             continue
-        info, date, rows = races(path)
+        info, date, rows = races(content)
         groups = grouped(rows)
         if not groups:
             continue

@@ -6,6 +6,7 @@ void bind_linear_attention(py::module_&);
 void bind_longtail(py::module_&);
 void bind_prune(py::module_&);
 void bind_random(py::module_&);
+void bind_spn(py::module_&);
 }  // namespace pyfast
 
 PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
@@ -17,4 +18,5 @@ PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
     family("longtail", pyfast::bind_longtail);
     family("prune", pyfast::bind_prune);
     family("random", pyfast::bind_random);
+    family("spn", pyfast::bind_spn);
 }

@@ -36,4 +36,30 @@ inline float uniform(uint32_t word) {
     return float(x < 0 ? ~x : x) * 4.6566127342e-10f;
 }
 
+// Two words as a double in [0, 1), in steps of 2^-53.
+inline double uniform(uint32_t high, uint32_t low) {
+    return double((uint64_t(high) << 32 | low) >> 11) * 0x1p-53;
+}
+
+// The same of the first two words of N indices, side by side in the lanes of vectors.
+template <int N>
+inline void uniforms(uint64_t seed, uint64_t what, const uint64_t* index, double* out) {
+    uint32_t c0[N], c1[N], c2[N], c3[N];
+    for (int i = 0; i < N; ++i)
+        c0[i] = uint32_t(index[i]), c1[i] = uint32_t(index[i] >> 32), c2[i] = uint32_t(what),
+        c3[i] = uint32_t(what >> 32);
+    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+#pragma omp simd
+        for (int i = 0; i < N; ++i) {
+            const uint64_t a = uint64_t(0xD2511F53) * c0[i], b = uint64_t(0xCD9E8D57) * c2[i];
+            c0[i] = uint32_t(b >> 32) ^ c1[i] ^ k0, c1[i] = uint32_t(b);
+            c2[i] = uint32_t(a >> 32) ^ c3[i] ^ k1, c3[i] = uint32_t(a);
+        }
+        k0 += 0x9E3779B9;
+        k1 += 0xBB67AE85;
+    }
+    for (int i = 0; i < N; ++i) out[i] = uniform(c0[i], c1[i]);
+}
+
 }  // namespace pyfast::random

@@ -62,7 +62,7 @@ def test_unknown_section_is_refused_by_name():
     result = runner.invoke(cli.app(), ["demo", "nothing"])
     assert result.exit_code == 2
     said = " ".join(result.output.replace("│", " ").split())
-    assert "section must be one of prune, linear_attention or all, got 'nothing'" in said
+    assert "section must be one of prune, linear_attention, spn or all, got 'nothing'" in said
 
 
 def test_demo_shows_collapse_averted(tmp_path):

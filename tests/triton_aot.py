@@ -17,7 +17,7 @@ import pyfast.kernels
 import torch
 import triton
 from pyfast.kernels import linear_attention as attention
-from pyfast.kernels import prune
+from pyfast.kernels import prune, spn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
@@ -128,6 +128,44 @@ def linear_attention(capability):
     return {"_attend": attends, "_join": [join], "_read": [read(bf16), read(fp32)], "_cumulate": [sums]}
 
 
+def sum_product(_):
+    """The launchers' own block sizes, for networks of few components and many; rows padded to a multiple of 16."""
+    floats = ["x", "weights", "leaves", "values", "sums", "flow", "factor", "partial"]
+    short = ["exponents", "tops", "weak", "state"]
+    scalars = ["begin", "end", "root", "rows", "num_leaves", "parameters", "most"]
+
+    def variant(kernel, float, options, **constants):
+        options, known = dict(options), {"stride": "i32:16", "chunk": "i32:16", "seed": "i64", "what": "i64"}
+        known |= dict.fromkeys(floats, float) | dict.fromkeys(short, "*i32") | dict.fromkeys(scalars, "i32")
+        known |= {"quantum": "*fp64", "leaf_quantum": "*fp64", "reached": "*i8"}
+        if "tasks" in kernel.arg_names or "edge_sum" in kernel.arg_names:
+            known["weights"] = "i32"  # their number
+        warps = {"num_warps": options.pop("num_warps", 4)}
+        names = [n for n in kernel.arg_names if n in constants or n not in options]
+        constants |= {n: value for n, value in options.items() if n in kernel.arg_names}
+        types = [known.get(n, "*i64") for n in names if n not in constants]
+        return " ".join(types), constants, warps
+
+    found = {}
+    for float in ("*fp32", "*fp64"):
+        for most in (12, 32, 64, 128):
+            how = spn.blocks(most, float == "*fp64")
+            add = found.setdefault
+            add("_up", []).extend(variant(spn._up, float, how, KEEP=keep) for keep in (False, True))
+            add("_flow", []).append(variant(spn._flow, float, how))
+            how = spn.slope_blocks(most, float == "*fp64")
+            add("_weight_slopes", []).append(variant(spn._weight_slopes, float, how))
+        add("_draw", []).append(variant(spn._draw, float, spn.DRAWS))
+        add("_leaf_slopes", []).append(variant(spn._leaf_slopes, float, spn.LEAVES))
+        for kind in range(3):
+            add("_up_nodes", []).append(variant(spn._up_nodes, float, spn.NODES, KIND=kind, PREDICTIVE=False))
+            add("_draw_nodes", []).append(variant(spn._draw_nodes, float, spn.NODES, KIND=kind))
+        add("_up_nodes", []).append(variant(spn._up_nodes, float, spn.leaf_blocks(True), KIND=0, PREDICTIVE=True))
+        add("_flow_nodes", []).append(variant(spn._flow_nodes, float, spn.NODES))
+        add("_weight_slopes_nodes", []).append(variant(spn._weight_slopes_nodes, float, spn.NODES))
+    return found
+
+
 # Per kernel: the types of its arguments in order (i32:16: a multiple of 16), its constants, and its warps, as launched,
 # or Triton's options and whether Hopper must multiply by warp groups; or a function that returns it for a capability.
 LAUNCHED = {
@@ -153,6 +191,7 @@ LAUNCHED = {
         "_curvature": longtail("x x x", "w w x x"),
     },
     "linear_attention": linear_attention,
+    "spn": sum_product,
 }
 
 

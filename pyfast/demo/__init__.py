@@ -4,4 +4,4 @@ A section is a module with ``run(console, plot, quick)``, which prints what it f
 ``"agrees"`` says whether the compiled kernels gave what ``pyfast.reference`` gives.
 """
 
-SECTIONS = ("prune", "linear_attention")
+SECTIONS = ("prune", "linear_attention", "spn")

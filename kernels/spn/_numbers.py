@@ -1,0 +1,49 @@
+"""What all kernels of the family share: numbers with exponents of their own, as in csrc/spn/panels.h, and uniforms."""
+
+import triton
+import triton.language as tl
+
+IMPOSSIBLE = tl.constexpr(-1e30)  # stands for the logarithm of 0 where a product with 0 must be 0
+# A region whose largest number shrinks to less may have lost what matters, as numbers end at 2^-126 and 2^-1022.
+WEAK, WEAK_DOUBLE = tl.constexpr(2.0**-90), tl.constexpr(2.0**-980)
+LOG2E = tl.constexpr(1.4426950408889634)
+# log 2 in two parts, the first of few bits: its product with an exponent is exact
+LN2 = tl.constexpr(0.693359375)
+LN2_REST = tl.constexpr(-2.12194440054690583e-4)
+
+
+@triton.jit
+def _exponent(x):
+    """Of a positive number: x * 2^-exponent lies in [1, 2), below if x is not normal; 0 for 0 and for NaN."""
+    if x.dtype == tl.float64:
+        e = tl.maximum(((x.to(tl.int64, bitcast=True) >> 52) - 1023).to(tl.int32), -1022)
+    else:
+        e = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) - 127, -126)
+    return tl.where(x > 0, e, 0)
+
+
+@triton.jit
+def _power(e, F: tl.constexpr):
+    """2^e; 0 below what F holds, and the largest power of F above."""
+    if F.is_fp64():
+        power = ((tl.minimum(tl.maximum(e, -1023), 1023) + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+    else:
+        power = ((tl.minimum(tl.maximum(e, -127), 127) + 127).to(tl.int32) << 23).to(tl.float32, bitcast=True)
+    return power
+
+
+@triton.jit
+def _exp(log, power, F: tl.constexpr):
+    """exp(log) * 2^-power, where power is a whole number of type F."""
+    return tl.exp((log - power * LN2) - power * LN2_REST).to(F)
+
+
+@triton.jit
+def _uniform(seed, what, index):
+    """In [0, 1), in steps of 2^-53: the first two words of random.bits(seed, what, index) in csrc/random.h."""
+    low = index.to(tl.uint32)
+    none = low * 0
+    high = (index >> 32).to(tl.uint32)
+    first, second, _, _ = tl.philox(seed, low, high, none + what.to(tl.uint32), none + (what >> 32).to(tl.uint32))
+    word = (first.to(tl.uint64) << 32) | second.to(tl.uint64)
+    return (word >> 11).to(tl.int64).to(tl.float64) * (2.0**-53)

@@ -1,0 +1,563 @@
+"""The estimator: a table in, calibrated probabilities out."""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyfast.spn._chain import Chain, Plan, State
+from pyfast.spn._columns import Columns
+from pyfast.spn._diagnostics import effective_size, split_r_hat
+from pyfast.spn._fit import Categorical
+from pyfast.spn._hclt import hclt
+from pyfast.spn._hyper import Hyper, uniforms
+from pyfast.spn._network import PARAMETERS, SAMPLE_STATE, Counts, Law, Network, Parameters, purpose
+from pyfast.spn._rat import rat
+from pyfast.spn._rows import unique_rows
+from pyfast.spn._structure import Structure
+from pyfast.spn._tree import tree
+
+_WORK = 1.2e12  # multiplications that a default fit may take: about a minute on two cores without AVX-512
+_KERNELS = ("auto", "block", "topdown", "levels", "isir", "informed")
+
+
+class Diagnostics(NamedTuple):
+    """How well the chains have mixed.
+
+    Attributes:
+        log_joint: (chains, sweeps), of the training data and the choices after each sweep, parameters integrated out.
+        r_hat: split R-hat of it after burn-in, NaN with fewer than 4 sweeps; above 1.05 the chains disagree.
+        effective_size: how many independent draws the sweeps after burn-in are worth for its mean.
+        accepted: (heights, 2), int64, per height of nodes: moves tried and moves made, over all chains; empty for
+            exact block moves, which are always accepted.
+    """
+
+    log_joint: Tensor
+    r_hat: float
+    effective_size: float
+    accepted: Tensor
+
+
+class BayesSPN:
+    """Bayesian learning of a sum-product network's parameters by Gibbs sampling, exact in the limit of many sweeps.
+
+    Weights and leaf parameters have conjugate priors; what is sampled is which component of each sum explains which
+    row. Predictions integrate weights and leaves out and average over the states that were kept. NaN is a missing
+    value, in training and everywhere else; it is summed out exactly.
+
+    Args:
+        structure: "hclt" (a hidden Chow-Liu tree of the data), "rat", "tree" or a :class:`Structure`.
+        columns: kinds of columns, as :meth:`Columns.fit_encoding` takes them.
+        hidden: states per hidden variable of "hclt", or components per region of "rat"; None chooses by the size of the
+            table.
+        sweeps: Gibbs sweeps of each chain; None chooses by the size of the table.
+        burn: share of the sweeps that are thrown away, in [0, 1).
+        chains: independent chains.
+        states: number of states kept, over all chains.
+        kernel: "block": all choices of a row at once, given all its values (upward and downward pass). On huge sparse
+            networks, top-down moves: "topdown" (whole trees proposed from the sums alone), "levels" (subtrees, level by
+            level), "isir" (one candidate subtree for each child), "informed" (children proposed by their univariate
+            marginals). "auto" takes "block" where the network is dense or small, else "isir".
+        mode: "instantiated" (weights and leaves are drawn, rows are independent given them), "collapsed" (they are
+            integrated out, one row after the other) or "auto".
+        lookahead: height up to which top-down moves sum exactly.
+        candidates: proposals of "isir" from the sum itself; 0 takes one for each child.
+        hyper: "slice" (masses of layers and strengths of priors are sampled, too) or "fixed".
+        mass: Dirichlet mass of a sum, shared by its children; where "slice" starts.
+        kappa: strength of the leaves' priors, in rows; where "slice" starts.
+        seed: in [0, 2^64). The same chains on every machine with the same kernels, for any number of threads.
+        progress: show a bar (needs tqdm).
+
+    Attributes:
+        columns_: the fitted :class:`Columns`.
+        structure_: the :class:`Structure`.
+        states_: the kept states.
+
+    Source: Yokoi and Sato, "Top-down Bayesian posterior sampling for sum-product networks", 2024,
+        https://arxiv.org/abs/2406.12353, for the collapsed posterior and top-down moves; Vergari et al., "Automatic
+        Bayesian density analysis", AAAI 2019, for block Gibbs; Liu and Van den Broeck, NeurIPS 2021, for HCLTs.
+
+    Example:
+        >>> import torch, pyfast
+        >>> one = (torch.arange(400)[:, None] % torch.tensor([2, 3, 5, 7]) == 0).double()
+        >>> X = torch.cat([one, one], 1)  # column j and column j + 4 are equal
+        >>> model = pyfast.spn.BayesSPN(hidden=4, sweeps=40, seed=1).fit(X)
+        >>> equal, unequal = torch.zeros(8), torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
+        >>> bool(model.log_prob(equal[None]) > model.log_prob(unequal[None]) + 3)
+        True
+        >>> model.sample(3).shape
+        torch.Size([3, 8])
+    """
+
+    _chain_states: list[dict[str, Tensor]]  # of a loaded estimator, until it is resumed
+
+    def __init__(
+        self,
+        structure: Structure | Literal["hclt", "rat", "tree"] = "hclt",
+        columns: str | Categorical | Sequence[str | Categorical] = "auto",
+        hidden: int | None = None,
+        sweeps: int | None = None,
+        burn: float = 0.5,
+        chains: int = 2,
+        states: int = 20,
+        kernel: str = "auto",
+        mode: str = "auto",
+        lookahead: int = 0,
+        candidates: int = 0,
+        hyper: str = "slice",
+        mass: float = 1.0,
+        kappa: float = 2.0,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.structure = structure
+        self.columns = columns
+        self.hidden = hidden
+        self.sweeps = sweeps
+        self.burn = burn
+        self.chains = chains
+        self.states = states
+        self.kernel = kernel
+        self.mode = mode
+        self.lookahead = lookahead
+        self.candidates = candidates
+        self.hyper = hyper
+        self.mass = mass
+        self.kappa = kappa
+        self.seed = seed
+        self.progress = progress
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's ``clone`` and searches want them."""
+        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+
+    def set_params(self, **params: Any) -> "BayesSPN":
+        """Change the constructor's arguments.
+
+        Raises:
+            ValueError: if there is no argument of that name.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(f"params must be among {sorted(known)}, got {name}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        default = type(self)().get_params()
+        changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not default[k] and v != default[k])
+        return f"BayesSPN({', '.join(changed)})"
+
+    def fit(self, X: Any, y: None = None, X_test: Any = None) -> "BayesSPN":
+        """Sample the posterior given a table.
+
+        Ctrl-C stops the chains; what was sampled until then is kept, with a warning.
+
+        Args:
+            X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing.
+            y: not used; scikit-learn's pipelines pass it.
+            X_test: a table whose mean log likelihood the progress bar shows.
+
+        Returns:
+            This estimator.
+
+        Raises:
+            TypeError: if an argument is of another type.
+            ValueError: if an argument is out of range, or a value of ``X`` does not suit its column.
+        """
+        self._check()
+        columns = Columns.fit_encoding(X, self.columns)
+        encoded = columns.encode(X, training=True)
+        if len(encoded) == 0 or encoded.shape[1] == 0:
+            raise ValueError(f"X must have at least one row and one column, got shape {tuple(encoded.shape)}")
+        rows = unique_rows(encoded)
+        structure, sweeps = self._plan_sizes(X, columns, len(rows.rows))
+        network = Network(structure, columns)
+        plan = self._plan(structure)
+        self._hyper = Hyper(network, columns, self.mass, self.kappa)
+        chains = [
+            Chain(network, columns, rows, plan, Hyper(network, columns, self.mass, self.kappa), self.seed, c)
+            for c in range(self.chains)
+        ]
+        self.columns_, self.structure_, self._network, self._chains = columns, structure, network, chains
+        self.n_features_in_, self.num_rows_, self._data = encoded.shape[1], len(encoded), _fingerprint(encoded)
+        self._trace: list[list[float]] = [[] for _ in chains]
+        self._kept: list[State] = []
+        self._continue(sweeps, None if X_test is None else columns.encode(X_test))
+        return self
+
+    def resume(self, X: Any, sweeps: int, X_test: Any = None) -> "BayesSPN":
+        """More sweeps of the chains of :meth:`fit`: bit by bit what one longer fit would have done.
+
+        Args:
+            X: the table that was fitted.
+            sweeps: how many more of each chain, at least 1.
+            X_test: a table whose mean log likelihood the progress bar shows.
+
+        Returns:
+            This estimator.
+
+        Raises:
+            ValueError: if ``X`` is another table, ``sweeps`` is too small, or there was no fit.
+        """
+        encoded = self._encode(X)
+        if _fingerprint(encoded) != self._data:
+            raise ValueError("X must be the table that was fitted, got another")
+        if not isinstance(sweeps, int) or sweeps < 1:
+            raise ValueError(f"sweeps must be an integer of at least 1, got {sweeps!r}")
+        if not self._chains:
+            rows, plan = unique_rows(encoded), self._plan(self.structure_)
+            for c, state in enumerate(self._chain_states):
+                hyper = Hyper(self._network, self.columns_, self.mass, self.kappa)
+                self._chains.append(Chain(self._network, self.columns_, rows, plan, hyper, self.seed, c))
+                self._chains[-1].load_state_dict(state)
+        self._continue(sweeps, None if X_test is None else self._encode(X_test))
+        return self
+
+    def _continue(self, sweeps: int, test: Tensor | None) -> None:
+        """Keeps every 1st, 2nd, 4th, ... sweep, so that which ones does not depend on when the chains were paused."""
+        most = 2 * math.ceil(self.states / len(self._chains) / (1 - self.burn))
+        bar = _progress(sweeps) if self.progress else None
+        try:
+            for _ in range(sweeps):
+                for chain, trace in zip(self._chains, self._trace, strict=True):
+                    if chain.sweeps > min(c.sweeps for c in self._chains):
+                        continue  # was ahead when Ctrl-C came
+                    chain.sweep()
+                    trace.append(chain.log_joint)
+                done = self._chains[-1].sweeps
+                if done % self._step(done, most) == 0:
+                    self._kept += [chain.state() for chain in self._chains]
+                    self._kept = [s for s in self._kept if s.sweep % self._step(done, most) == 0]
+                if bar is not None:
+                    self._show(bar, test)
+        except KeyboardInterrupt:
+            done = min(c.sweeps for c in self._chains)
+            if done == 0:
+                raise
+            warnings.warn(f"stopped after {done} sweeps; what was sampled is kept", stacklevel=3)
+        self._burned = int(self.burn * min(c.sweeps for c in self._chains))
+        self.states_ = [s for s in self._kept if s.sweep > self._burned] or [c.state() for c in self._chains]
+
+    @staticmethod
+    def _step(done: int, most: int) -> int:
+        """The power of two, every how many sweeps are kept so that of ``done`` sweeps at most ``most`` are."""
+        return 1 << max(0, math.ceil(math.log2(done / most)))
+
+    def _show(self, bar: Any, test: Tensor | None) -> None:
+        said = {"log joint a row": f"{self._chains[-1].log_joint / self.num_rows_:.3f}"}
+        if test is not None and self._kept:
+            recent = self._kept[-1]
+            score = self._network.log_prob(test, self._predictive(recent)) + self.columns_.log_base(test)
+            said["test"] = f"{float(score.mean()):.3f}"
+        bar.set_postfix(said)
+        bar.update()
+
+    def log_prob(self, X: Any) -> Tensor:
+        """Log posterior predictive density of rows: weights and leaves integrated out, averaged over states.
+
+        Args:
+            X: (N, D) table; what is missing is summed out, so this is the log of a marginal, too.
+
+        Returns:
+            (N,), float64, in nats.
+
+        Raises:
+            ValueError: if a value does not suit its column.
+        """
+        return self._log_prob(self._encode(X))
+
+    def credible_interval(self, X: Any, level: float = 0.9) -> Tensor:
+        """Central posterior interval of the log density of each row, for the network's parameters are not known.
+
+        Args:
+            X: (N, D) table.
+            level: in (0, 1).
+
+        Returns:
+            (N, 2), float64: quantiles over four draws of the parameters from each state.
+
+        Raises:
+            ValueError: if ``level`` is out of range, or a value does not suit its column.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be in (0, 1), got {level}")
+        rows = self._encode(X)
+        found = [
+            self._network.log_prob(
+                rows, self._network.draw(*self._posterior(state), self.seed, purpose(PARAMETERS, 0xFFFF, 4 * i + j))
+            )
+            for i, state in enumerate(self.states_)
+            for j in range(4)
+        ]
+        edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+        return torch.stack(found).quantile(edges, 0).T + self.columns_.log_base(rows)[:, None]
+
+    def conditional(self, X: Any, given: Any) -> Tensor:
+        """Log density of the values of ``X`` given those of ``given``, row by row.
+
+        Args:
+            X: (N, D) table; NaN where nothing is asked.
+            given: (N, D) table; NaN where nothing is known. Where both have a value, they must be equal.
+
+        Returns:
+            (N,), float64; minus infinity where they differ.
+
+        Raises:
+            ValueError: if the shapes differ or a value does not suit its column.
+        """
+        asked, known = self._encode(X), self._encode(given)
+        if asked.shape != known.shape:
+            raise ValueError(f"given must have the shape of X, {tuple(asked.shape)}, got {tuple(known.shape)}")
+        both = torch.where(asked.isnan(), known, asked)
+        clash = (~known.isnan() & (both != known)).any(1)
+        return torch.where(clash, -math.inf, self._log_prob(both) - self._log_prob(known))
+
+    def score_samples(self, X: Any) -> Any:
+        """:meth:`log_prob` as a numpy array, as scikit-learn's density estimators have it."""
+        return self.log_prob(X).numpy()
+
+    def score(self, X: Any, y: None = None) -> float:
+        """Mean of :meth:`log_prob`, in nats a row."""
+        return float(self.log_prob(X).mean())
+
+    def sample(self, n: int | None = None, evidence: Any = None, seed: int | None = None) -> Any:
+        """Draws from the posterior predictive, given what is known of each row.
+
+        Args:
+            n: number of rows, where there is no evidence.
+            evidence: (N, D) table: what is missing is drawn given the rest of its row, what is there stays.
+            seed: of the draws; by default the estimator's.
+
+        Returns:
+            (n or N, D), a table of the form that was fitted.
+
+        Raises:
+            ValueError: if not exactly one of ``n`` and ``evidence`` is given, or a value does not suit its column.
+        """
+        if (n is None) == (evidence is None):
+            raise ValueError(f"n or evidence must be given, not both, got n={n}")
+        seed = self.seed if seed is None else seed
+        if evidence is None:
+            assert n is not None
+            rows = torch.full((n, self._fitted().n_features_in_), math.nan)
+        else:
+            rows = self._encode(evidence)
+        # which state a row is drawn from: given what is known of it, in proportion to what each state says of that
+        known = torch.stack([self._network.log_prob(rows, p) for p in self._predictives()], 1)
+        gumbel = -(-uniforms(seed, purpose(SAMPLE_STATE), known.numel(), 1).view(known.shape).log()).log()
+        state = (known + gumbel).argmax(1)
+        out = rows.clone()
+        for i, parameters in enumerate(self._predictives()):
+            here = torch.nonzero(state == i).flatten()
+            if len(here):
+                out[here] = self._network.complete(rows[here], parameters, seed, i, 0, False).float()
+        return self.columns_.decode(out)
+
+    def mpe(self, X: Any) -> Any:
+        """The most probable completion of each row and its latent choices, in the best of the kept states.
+
+        Args:
+            X: (N, D) table with missing values.
+
+        Returns:
+            (N, D), a table of the form that was fitted; what was there stays.
+
+        Raises:
+            ValueError: if a value does not suit its column.
+        """
+        rows = self._encode(X)
+        predictives = list(self._predictives())
+        best = torch.stack([self._network.log_prob(rows, p) for p in predictives], 1).argmax(1)
+        out = rows.clone()
+        for i, parameters in enumerate(predictives):
+            here = torch.nonzero(best == i).flatten()
+            if len(here):
+                out[here] = self._network.complete(rows[here], parameters, 0, 0, 0, True).float()
+        return self.columns_.decode(out)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the data to a file, for :meth:`load`; a resumed chain goes on bit by bit.
+
+        Args:
+            path: of the file, which ``torch.load(path, weights_only=True)`` reads.
+
+        Raises:
+            ValueError: if there was no fit.
+        """
+        params = self._fitted().get_params()
+        if isinstance(self.structure, Structure):
+            params["structure"] = "given"
+        if not isinstance(self.columns, str):
+            params["columns"] = "given"
+        torch.save(
+            {
+                "params": json.dumps(params),
+                "structure": self.structure_.state_dict(),
+                "columns": self.columns_.state_dict(),
+                "chains": [c.state_dict() for c in self._chains] or self._chain_states,
+                "kept": [s._asdict() for s in self._kept],
+                "trace": self._trace,
+                "data": [self._data, self.num_rows_],
+            },
+            path,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "BayesSPN":
+        """The estimator that :meth:`save` wrote; only tensors, numbers and text are read, no code.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: if the file is not one of these.
+        """
+        file = torch.load(path, weights_only=True)
+        model = cls(**json.loads(file["params"]))
+        model.structure_ = Structure.from_state_dict(file["structure"])
+        model.columns_ = Columns.from_state_dict(file["columns"])
+        if model.structure == "given":
+            model.structure = model.structure_
+        if model.columns == "given":
+            model.columns = "auto"
+        model._network = Network(model.structure_, model.columns_)
+        model._hyper = Hyper(model._network, model.columns_, model.mass, model.kappa)
+        model._chains, model._chain_states = [], file["chains"]
+        model._kept = [State(**s) for s in file["kept"]]
+        model._trace = file["trace"]
+        model._data, model.num_rows_ = file["data"]
+        model.n_features_in_ = len(model.columns_)
+        done = min(int(c["sweeps"]) for c in file["chains"])
+        model._burned = int(model.burn * done)
+        model.states_ = [s for s in model._kept if s.sweep > model._burned]
+        return model
+
+    def predictive_parameters(self, index: int) -> tuple[Tensor, Tensor]:
+        """Weights and leaves of the network that predicts by one kept state, parameters integrated out.
+
+        Args:
+            index: of the state in ``states_``.
+
+        Returns:
+            (num_weights,) weights and the leaves' numbers, float32: of tables, log probabilities of their categories;
+            of a Gaussian, Poisson or exponential leaf, the four of its Student, negative binomial or Lomax density.
+
+        Raises:
+            IndexError: if there is no such state.
+        """
+        weights, leaves, _ = self._predictive(self._fitted().states_[index])
+        return weights, leaves
+
+    def diagnostics(self) -> Diagnostics:
+        """How well the chains have mixed; a warning where they disagree."""
+        shortest = min(len(t) for t in self._fitted()._trace)
+        trace = torch.tensor([t[:shortest] for t in self._trace], dtype=torch.float64)
+        kept = trace[:, min(self._burned, shortest) :]
+        accepted = [c.accepted for c in self._chains if hasattr(c, "accepted")]
+        found = Diagnostics(
+            trace,
+            split_r_hat(kept),
+            effective_size(kept),
+            torch.stack(accepted).sum(0) if accepted else torch.empty(0, 2, dtype=torch.int64),
+        )
+        if found.r_hat > 1.05:
+            warnings.warn(f"the chains disagree: split R-hat is {found.r_hat:.2f}; sample longer", stacklevel=2)
+        return found
+
+    def _fitted(self) -> "BayesSPN":
+        if not hasattr(self, "states_"):
+            raise ValueError("fit must be called first")
+        return self
+
+    def _encode(self, X: Any) -> Tensor:
+        return self._fitted().columns_.encode(X)
+
+    def _posterior(self, state: State) -> tuple[Counts, Law]:
+        """The statistics of a kept state, and what its parameters were drawn from before them."""
+        law = self._network.law(state.mass, self._hyper.prior(state.kappa))
+        return Counts(state.weight_counts.long(), state.leaf_counts), law
+
+    def _predictive(self, state: State) -> Parameters:
+        return self._network.predict(*self._posterior(state))
+
+    def _predictives(self) -> Iterator[Parameters]:
+        return map(self._predictive, self.states_)
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for parameters in self._predictives():
+            now = self._network.log_prob(rows, parameters)
+            total = now if total is None else torch.logaddexp(total, now)
+        assert total is not None
+        return total - math.log(len(self.states_)) + self.columns_.log_base(rows)
+
+    def _check(self) -> None:
+        if self.kernel not in _KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(_KERNELS)}, got {self.kernel!r}")
+        if self.mode not in ("auto", "instantiated", "collapsed"):
+            raise ValueError(f"mode must be auto, instantiated or collapsed, got {self.mode!r}")
+        if self.hyper not in ("slice", "fixed"):
+            raise ValueError(f"hyper must be slice or fixed, got {self.hyper!r}")
+        if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
+            raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
+        for name, least in (("chains", 1), ("states", 1), ("lookahead", 0), ("candidates", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("hidden", "sweeps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}")
+        if not 0 <= self.burn < 1:
+            raise ValueError(f"burn must be in [0, 1), got {self.burn}")
+        for name in ("mass", "kappa"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
+
+    def _plan_sizes(self, X: Any, columns: Columns, rows: int) -> tuple[Structure, int]:
+        """The structure, and how many sweeps of it are worth their time."""
+        d = len(columns)
+        if isinstance(self.structure, Structure):
+            if self.structure.num_variables != d:
+                raise ValueError(f"X must have {self.structure.num_variables} columns, got {d}")
+            structure = self.structure
+        elif self.structure == "tree":
+            structure = tree(d, sum_children=2, product_children=2)
+        elif self.structure == "rat":
+            size = self.hidden or 12
+            structure = rat(d, replicas=8, depth=max(1, min(3, int(math.log2(max(d, 2))))), sums=size, leaves=size)
+        else:
+            sizes = [k for k in (64, 32, 16, 8) if 200 * self.chains * rows * d * k * k <= _WORK]
+            structure = hclt(X, self.hidden or (sizes or [4])[0], columns)
+        cost = self.chains * rows * (structure.num_weights + structure.num_leaves)
+        return structure, self.sweeps or max(100, min(1000, int(_WORK / cost)))
+
+    def _plan(self, structure: Structure) -> Plan:
+        huge = len(structure.program) == 0 and structure.num_weights > 100_000
+        kernel = ("isir" if huge else "block") if self.kernel == "auto" else self.kernel
+        collapsed = self.mode == "collapsed" or (self.mode == "auto" and kernel != "block")
+        return Plan(kernel, collapsed, self.lookahead, self.candidates, self.hyper)
+
+
+def _progress(sweeps: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=sweeps, desc="sweeps")
+
+
+def _fingerprint(rows: Tensor) -> str:
+    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
+
+
+__all__ = ["BayesSPN", "Counts", "Diagnostics", "Law"]

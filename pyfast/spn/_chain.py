@@ -1,0 +1,157 @@
+"""One Markov chain over the latent choices of all rows."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyfast import _C
+from pyfast.spn._columns import Columns
+from pyfast.spn._hyper import Hyper
+from pyfast.spn._network import CHOICES, HYPER, ORDER, PARAMETERS, START, Counts, Law, Network, Parameters, purpose
+from pyfast.spn._rows import UniqueRows
+
+_SAMPLES = 1 << 27  # samples times variables times height in one call, so that Ctrl-C need not wait long
+
+
+class Plan(NamedTuple):
+    """How a chain moves: a kernel of the spec, with parameters integrated out (collapsed) or drawn (instantiated)."""
+
+    kernel: str
+    collapsed: bool
+    lookahead: int
+    candidates: int
+    hyper: str
+    every: int = 2  # sweeps between moves of the hyperparameters
+
+
+class State(NamedTuple):
+    """What is kept of a chain after a sweep.
+
+    Attributes:
+        chain: its number.
+        sweep: after how many sweeps.
+        weight_counts: (num_weights,), int32: how many rows took each edge below a sum.
+        leaf_counts: (numbers of leaves,), int64: what each leaf saw.
+        mass: (layers,), float64: Dirichlet mass of the sums of each layer, shared by their children.
+        kappa: (D,), float64: strength of the leaves' prior in each column.
+    """
+
+    chain: int
+    sweep: int
+    weight_counts: Tensor
+    leaf_counts: Tensor
+    mass: Tensor
+    kappa: Tensor
+
+
+class Chain:
+    """Deterministic in (seed, index); all its state is in ``state_dict``."""
+
+    def __init__(
+        self, network: Network, columns: Columns, rows: UniqueRows, plan: Plan, hyper: Hyper, seed: int, index: int
+    ) -> None:
+        self._network, self._rows, self._plan = network, rows, plan
+        self._columns, self._seed, self._index = columns, seed, index
+        self.hyper = hyper
+        self.sweeps = 0
+        self.counts = network.no_counts()
+        self.log_joint = 0.0  # of data and choices after the last sweep
+        self._by_tree = plan.collapsed or plan.kernel != "block"
+        if self._by_tree:
+            self._samples = rows.rows[rows.inverse].contiguous()
+            n = len(self._samples)
+            self._choices = torch.full((n, int(_C.spn.max_sums(network.graph))), -1, dtype=torch.int32)
+            self.accepted = torch.zeros(int(_C.spn.heights(network.graph)), 2, dtype=torch.int64)
+
+    @property
+    def law(self) -> Law:
+        """Of weights and leaves before data, under the present hyperparameters."""
+        return self._network.law(self.hyper.mass, self.hyper.prior())
+
+    def state(self) -> State:
+        """The present state, safe from later sweeps."""
+        weights, leaves = self.counts
+        hyper = self.hyper.mass.clone(), self.hyper.kappa.clone()
+        return State(self._index, self.sweeps, weights.int(), leaves.clone(), *hyper)
+
+    def sweep(self) -> None:
+        """Every row's choices anew, then the hyperparameters."""
+        law = self.law
+        parameters = None
+        if not self._plan.collapsed:
+            parameters = self._start() if self.sweeps == 0 else self._draw(law)
+        if self._by_tree:
+            self._sweep_trees(law, parameters)
+        else:
+            assert parameters is not None
+            self.counts, _ = self._network.sweep(
+                self._rows.rows, self._rows.multiplicity, parameters, self._seed, self._what(CHOICES)
+            )
+        self.log_joint = self._network.log_joint(self.counts, law)
+        self.sweeps += 1
+        if self._plan.hyper == "slice" and self.sweeps % self._plan.every == 0:
+            self.hyper.slice_sample(self.counts, self._seed, self._what(HYPER))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next sweep depends on."""
+        state = {"weights": self.counts.weights, "leaves": self.counts.leaves}
+        state |= {"mass": self.hyper.mass, "kappa": self.hyper.kappa, "sweeps": torch.tensor(self.sweeps)}
+        if self._by_tree:
+            state |= {"choices": self._choices, "accepted": self.accepted}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.counts = Counts(state["weights"].clone(), state["leaves"].clone())
+        self.hyper.mass, self.hyper.kappa = state["mass"].clone(), state["kappa"].clone()
+        self.sweeps = int(state["sweeps"])
+        if self._by_tree:
+            self._choices, self.accepted = state["choices"].clone(), state["accepted"].clone()
+
+    def _what(self, tag: int) -> int:
+        return purpose(tag, self._index, self.sweeps)
+
+    def _draw(self, law: Law) -> Parameters:
+        return self._network.draw(self.counts, law, self._seed, self._what(PARAMETERS))
+
+    def _start(self) -> Parameters:
+        """Any start is right. This one has uneven weights, and tables between the data's frequencies and chance."""
+        law, what = self.law, self._what(START)
+        spread = Law(torch.where(law.alpha > 0, 0.3, law.alpha), law.prior)
+        drawn = self._network.draw(self._network.no_counts(), spread, self._seed, what)
+        flat = self._network.draw(
+            self._network.no_counts(), Law(spread.alpha, self.hyper.flat_prior()), self._seed, what
+        ).leaves
+        mixed = (0.5 * flat.double().exp() + 0.5 * self.hyper.frequencies()).log().to(flat.dtype)
+        return Parameters(drawn.weights, torch.where(self.hyper.in_tables, mixed, drawn.leaves))
+
+    def _sweep_trees(self, law: Law, parameters: Parameters | None) -> None:
+        """Sample by sample; a new chain puts them in one after the other, in random order."""
+        n = len(self._samples)
+        order = None
+        if self.sweeps == 0:
+            words = torch.empty(n, 4, dtype=torch.int64)
+            _C.random.bits(self._seed, self._what(ORDER), torch.arange(n), words)
+            order = words[:, 0].argsort(stable=True)
+        weights, leaves = (None, None) if parameters is None else (x.double() for x in parameters[:2])
+        step = max(16, _SAMPLES // (self._samples.shape[1] * 64))
+        for first in range(0, n, step):
+            _C.spn.sweep(
+                self._network.graph,
+                self._samples,
+                self._choices,
+                *self.counts,
+                *law,
+                self._network.leaf_prior,
+                weights,
+                leaves,
+                self._plan.kernel,
+                self._plan.lookahead,
+                self._plan.candidates,
+                self._seed,
+                self._what(CHOICES),
+                first,
+                min(first + step, n),
+                order,
+                self.accepted,
+            )

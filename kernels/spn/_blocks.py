@@ -10,8 +10,7 @@ LEAVES = {"BL": 16, "BN": 64, "num_warps": 4}
 def blocks(most, double):
     """Sizes of tiles of a dense network, and warps: outputs, inputs, rows. tests/test_triton_aot.py: no spills."""
     BK = max(16, triton.next_power_of_2(most))
-    BN = max(16, min(64, (1024 if double else 2048) // BK))
-    return {"BK": BK, "BJ": 16, "BN": BN, "num_warps": 4 if double and BK < 128 else 8}
+    return {"BK": BK, "BJ": 16, "BN": max(16, min(32 if double else 64, 2048 // BK)), "num_warps": 8}
 
 
 def slope_blocks(most, double):

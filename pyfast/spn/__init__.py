@@ -5,6 +5,7 @@ from pyfast.spn._columns import Columns
 from pyfast.spn._em import EM
 from pyfast.spn._fit import Categorical
 from pyfast.spn._hclt import chow_liu, hclt
+from pyfast.spn._imports import from_deeprob, from_spflow
 from pyfast.spn._program import Leaves, Mixture, Pairs, Region, regions
 from pyfast.spn._rat import rat
 from pyfast.spn._rows import UniqueRows, unique_rows
@@ -26,6 +27,8 @@ __all__ = [
     "Structure",
     "UniqueRows",
     "chow_liu",
+    "from_deeprob",
+    "from_spflow",
     "hclt",
     "rat",
     "regions",

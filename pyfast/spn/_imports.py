@@ -125,6 +125,13 @@ def from_deeprob(root: Any) -> SPN:
         ValueError: if the network is not valid, or a variable has leaves of several families.
 
     Source: deeprob-kit 1.1.0, ``deeprob.spn.structure``.
+
+    Example:
+        >>> import pyfast
+        >>> class Gaussian:  # stands for deeprob.spn.structure.leaf.Gaussian(0, 1.0, 2.0)
+        ...     scope, children, mean, stddev = [0], [], 1.0, 2.0
+        >>> round(float(pyfast.spn.from_deeprob(Gaussian()).log_prob([[1.0]]).detach()), 4)
+        -1.6121
     """
     graph, made = _Graph(), dict[int, int]()
     stack = [(root, False)]
@@ -190,6 +197,17 @@ def from_spflow(root: Any) -> SPN:
         ValueError: if there is not one output, the network is not valid, or a variable has leaves of several families.
 
     Source: SPFlow 1.1.0, ``spflow.modules``.
+
+    Example:
+        >>> import pyfast, torch
+        >>> class Scope:
+        ...     query = [0]
+        >>> class Normal:  # stands for spflow.modules.leaves.Normal(0, loc=[1.0], scale=[2.0])
+        ...     scope, parameter_fn, out_shape = Scope(), None, (1, 1, 1)
+        ...     def params(self):
+        ...         return {"loc": torch.ones(1, 1, 1), "scale": 2 * torch.ones(1, 1, 1)}
+        >>> round(float(pyfast.spn.from_spflow(Normal()).log_prob([[1.0]]).detach()), 4)
+        -1.6121
     """
     made: dict[int, _Ids | list[_Ids]] = {}
     graph = _Graph()

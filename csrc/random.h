@@ -41,25 +41,31 @@ inline double uniform(uint32_t high, uint32_t low) {
     return double((uint64_t(high) << 32 | low) >> 11) * 0x1p-53;
 }
 
-// The same of the first two words of N indices, side by side in the lanes of vectors.
+// The four words of N indices, side by side in the lanes of vectors.
 template <int N>
-inline void uniforms(uint64_t seed, uint64_t what, const uint64_t* index, double* out) {
-    uint32_t c0[N], c1[N], c2[N], c3[N];
+inline void words(uint64_t seed, uint64_t what, const uint64_t* index, uint32_t (&c)[4][N]) {
     for (int i = 0; i < N; ++i)
-        c0[i] = uint32_t(index[i]), c1[i] = uint32_t(index[i] >> 32), c2[i] = uint32_t(what),
-        c3[i] = uint32_t(what >> 32);
+        c[0][i] = uint32_t(index[i]), c[1][i] = uint32_t(index[i] >> 32), c[2][i] = uint32_t(what),
+        c[3][i] = uint32_t(what >> 32);
     uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
     for (int round = 0; round < 10; ++round) {
 #pragma omp simd
         for (int i = 0; i < N; ++i) {
-            const uint64_t a = uint64_t(0xD2511F53) * c0[i], b = uint64_t(0xCD9E8D57) * c2[i];
-            c0[i] = uint32_t(b >> 32) ^ c1[i] ^ k0, c1[i] = uint32_t(b);
-            c2[i] = uint32_t(a >> 32) ^ c3[i] ^ k1, c3[i] = uint32_t(a);
+            const uint64_t a = uint64_t(0xD2511F53) * c[0][i], b = uint64_t(0xCD9E8D57) * c[2][i];
+            c[0][i] = uint32_t(b >> 32) ^ c[1][i] ^ k0, c[1][i] = uint32_t(b);
+            c[2][i] = uint32_t(a >> 32) ^ c[3][i] ^ k1, c[3][i] = uint32_t(a);
         }
         k0 += 0x9E3779B9;
         k1 += 0xBB67AE85;
     }
-    for (int i = 0; i < N; ++i) out[i] = uniform(c0[i], c1[i]);
+}
+
+// The doubles in [0, 1) of their first two words.
+template <int N>
+inline void uniforms(uint64_t seed, uint64_t what, const uint64_t* index, double* out) {
+    uint32_t c[4][N];
+    words<N>(seed, what, index, c);
+    for (int i = 0; i < N; ++i) out[i] = uniform(c[0][i], c[1][i]);
 }
 
 }  // namespace pyfast::random

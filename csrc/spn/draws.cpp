@@ -1,5 +1,6 @@
 // Parameters given statistics: exact draws from their conjugate posteriors, and the parameters of the predictive
 // distribution, in which the posterior is integrated out. Reference: pyfast/reference/spn.py.
+#include "spn/gammas.h"
 #include "spn/laws.h"
 #include "spn/leaves.h"
 
@@ -32,23 +33,9 @@ struct Rate {
         : a(prior[0] + (family == poisson ? o.sum : o.n)), b(prior[1] + (family == poisson ? o.n : o.sum)) {}
 };
 
-// exp(log), normalised; or its logarithm
-template <bool logarithm, class F>
-void normalise(const std::vector<double>& log, int64_t n, F* out) {
-    const double most = *std::max_element(log.begin(), log.begin() + n);
-    double total = 0;
-    for (int64_t j = 0; j < n; ++j) total += std::exp(log[j] - most);
-    const double norm = most + std::log(total);
-    for (int64_t j = 0; j < n; ++j) out[j] = F(logarithm ? log[j] - norm : std::exp(log[j] - norm));
-}
-
+// A leaf that is no table.
 template <class F>
-void draw_leaf(uint8_t family, const double* prior, const int64_t* counts, int64_t width, double quantum,
-               Stream& stream, std::vector<double>& room, F* out) {
-    if (family == table) {
-        for (int64_t c = 0; c < width; ++c) room[c] = log_gamma_draw(prior[c] + double(counts[c]), stream);
-        return normalise<true>(room, width, out);
-    }
+void draw_curve(uint8_t family, const double* prior, const int64_t* counts, double quantum, Stream stream, F* out) {
     const Moments o(counts, quantum);
     double c0, c1 = 0, c2 = 0, m = 0;
     if (family == gaussian) {
@@ -143,14 +130,105 @@ struct State {
 // Calls each(node) for all nodes.
 template <class Each>
 void for_nodes(const Graph& g, Each each) {
+#pragma omp parallel for schedule(dynamic, 256) if (parallel(g.weights + g.parameters))
+    for (int64_t i = 0; i < g.nodes; ++i)
+        if (g.kind[i] != product) each(i);
+}
+
+// Dirichlet draws of neighbouring nodes, their Gammas drawn together.
+class Dirichlets {
+  public:
+    Dirichlets(uint64_t seed, uint64_t what) : gammas_(seed, what) {}
+
+    template <class Shape>
+    void add(int64_t n, uint64_t name, Shape shape) {
+        for (int64_t j = 0; j < n; ++j) {
+            shapes_.push_back(shape(j));
+            names_.push_back(name + uint64_t(j));
+        }
+        sizes_.push_back(n);
+    }
+
+    // Calls each(exp(log), their sum, log, n) in the order of `add`; the logarithms are such that none is positive.
+    template <class Each>
+    void draw(Each each) {
+        const int64_t all = int64_t(shapes_.size());
+        double* log = shapes_.data();
+        gammas_.draw(log, names_.data(), all);
+        for (int64_t first = 0; int64_t n : sizes_) {
+            const double most = *std::max_element(log + first, log + first + n);
+            for (int64_t j = first; j < first + n; ++j) log[j] -= most;
+            first += n;
+        }
+        linear_.resize(all);
+#pragma omp simd
+        for (int64_t j = 0; j < all; ++j) linear_[j] = exp(log[j]);
+        for (int64_t first = 0; int64_t n : sizes_) {
+            double total = 0;
+            for (int64_t j = first; j < first + n; ++j) total += linear_[j];
+            each(linear_.data() + first, total, log + first, n);
+            first += n;
+        }
+        shapes_.clear(), names_.clear(), sizes_.clear();
+    }
+
+  private:
+    Gammas gammas_;
+    std::vector<double> shapes_, linear_;
+    std::vector<uint64_t> names_;
+    std::vector<int64_t> sizes_;
+};
+
+// Where to part the nodes, such that each part has its share of parameters.
+std::vector<int64_t> parts_of(const Graph& g) {
+    std::vector<int64_t> parts = {0};
+    for (int64_t i = 0, size = 0; i < g.nodes; ++i) {
+        size += g.kind[i] == sum ? g.children(i) : g.kind[i] == leaf ? g.width[g.variable[i]] : 0;
+        if (size < 2048 && i + 1 < g.nodes) continue;
+        parts.push_back(i + 1);
+        size = 0;
+    }
+    return parts;
+}
+
+template <class F>
+void draw_all(const Graph& g, const State& s, uint64_t seed, uint64_t what, F* weights, F* leaves) {
+    constexpr uint64_t of_leaf = uint64_t(1) << 47, of_curve = uint64_t(1) << 63;  // names of random numbers
+    const std::vector<int64_t> parts = parts_of(g);
 #pragma omp parallel if (parallel(g.weights + g.parameters))
     {
-        std::vector<double> room;
-#pragma omp for schedule(dynamic, 256)
-        for (int64_t i = 0; i < g.nodes; ++i) {
-            if (g.kind[i] == product) continue;
-            room.resize(std::max<size_t>(room.size(), g.kind[i] == sum ? g.children(i) : g.width[g.variable[i]]));
-            each(i, room);
+        Dirichlets sums(seed, what), tables(seed, what);
+        std::vector<F*> to;
+#pragma omp for schedule(dynamic)
+        for (size_t p = 1; p < parts.size(); ++p) {
+            F* w = nullptr;
+            to.clear();
+            for (int64_t i = parts[p - 1]; i < parts[p]; ++i) {
+                if (g.kind[i] == sum) {
+                    const int64_t first = g.first_weight[i];
+                    if (!w) w = weights + first;
+                    sums.add(g.children(i), uint64_t(first),
+                             [&](int64_t j) { return s.alpha[i] + double(s.weight_counts[first + j]); });
+                } else if (g.kind[i] == leaf) {
+                    const int64_t leaf = g.leaf_of[i], v = g.variable[i], at = g.leaf_first[leaf];
+                    const double* prior = s.prior + s.leaf_prior[leaf];
+                    if (g.family[v] == table) {
+                        to.push_back(leaves + at);
+                        tables.add(g.width[v], of_leaf | uint64_t(at),
+                                   [&](int64_t c) { return prior[c] + double(s.leaf_counts[at + c]); });
+                    } else
+                        draw_curve(g.family[v], prior, s.leaf_counts + at, g.quantum[v],
+                                   Stream(seed, what, of_curve | uint64_t(i)), leaves + at);
+                }
+            }
+            sums.draw([&](const double* linear, double total, const double*, int64_t n) {
+                for (int64_t j = 0; j < n; ++j) *w++ = F(linear[j] / total);
+            });
+            tables.draw([&, t = size_t(0)](const double*, double total, const double* log, int64_t n) mutable {
+                const double norm = log_of_normal(total);
+                for (int64_t c = 0; c < n; ++c) to[t][c] = F(log[c] - norm);
+                ++t;
+            });
         }
     }
 }
@@ -160,22 +238,10 @@ void draw(const std::vector<Strided>& graph, const Strided& weight_counts, const
           const Strided& weights, const Strided& leaves) {
     const Graph g(graph);
     const State s(g, weight_counts, leaf_counts, alpha, prior, leaf_prior);
-    const auto run = [&]<class F>(F) {
-        F *w = data<F>(weights, "weights", {g.weights}), *l = data<F>(leaves, "leaves", {g.parameters});
-        for_nodes(g, [&](int64_t i, std::vector<double>& room) {
-            Stream stream(seed, what, uint64_t(i));
-            if (g.kind[i] == sum) {
-                const int64_t first = g.first_weight[i], n = g.children(i);
-                for (int64_t j = 0; j < n; ++j)
-                    room[j] = log_gamma_draw(s.alpha[i] + double(s.weight_counts[first + j]), stream);
-                return normalise<false>(room, n, w + first);
-            }
-            const int64_t leaf = g.leaf_of[i], v = g.variable[i], at = g.leaf_first[leaf];
-            draw_leaf(g.family[v], s.prior + s.leaf_prior[leaf], s.leaf_counts + at, g.width[v], g.quantum[v], stream,
-                      room, l + at);
-        });
-    };
-    weights.is<double>() ? run(double()) : run(float());
+    with_floats(weights, [&]<class F>(F) {
+        draw_all<F>(g, s, seed, what, data<F>(weights, "weights", {g.weights}),
+                    data<F>(leaves, "leaves", {g.parameters}));
+    });
 }
 
 void predict(const std::vector<Strided>& graph, const Strided& weight_counts, const Strided& leaf_counts,
@@ -185,7 +251,7 @@ void predict(const std::vector<Strided>& graph, const Strided& weight_counts, co
     const State s(g, weight_counts, leaf_counts, alpha, prior, leaf_prior);
     const auto run = [&]<class F>(F) {
         F *w = data<F>(weights, "weights", {g.weights}), *l = data<F>(leaves, "leaves", {g.parameters});
-        for_nodes(g, [&](int64_t i, std::vector<double>&) {
+        for_nodes(g, [&](int64_t i) {
             if (g.kind[i] == sum) {
                 const int64_t first = g.first_weight[i], n = g.children(i);
                 double total = double(n) * s.alpha[i];

@@ -1,6 +1,12 @@
 // Choices among the children of a sum, whose shares are known up to a common factor.
 #pragma once
 
+#include <algorithm>
+#include <utility>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "spn/laws.h"
 #include "tiles.h"
 
@@ -13,41 +19,91 @@ inline double total_of(const F* share, int64_t n) {
     return sum;
 }
 
+#ifdef __AVX512F__
+inline constexpr bool quick_running = true;  // shuffles across a vector, and comparisons to bits, are cheap
+inline int count_up_to(const Vector<float>& x, float left) {
+    return __builtin_popcount(_mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(left), _CMP_LE_OQ));
+}
+inline int count_up_to(const Vector<double>& x, double left) {
+    return __builtin_popcount(_mm512_cmp_pd_mask(__m512d(x), _mm512_set1_pd(left), _CMP_LE_OQ));
+}
+#else
+inline constexpr bool quick_running = false;
+#endif
+
+// Each lane the sum of itself and of those before it; where that is slow, of the last lane alone this is true.
+template <class F, int step = 1>
+[[gnu::always_inline]] inline Vector<F> running(const Vector<F>& x) {
+    constexpr int n = lanes<F>;
+    if constexpr (!quick_running) {
+        F half[n / 2];
+        for (int i = 0; i < n / 2; ++i) half[i] = x[i] + x[i + n / 2];
+        for (int some = n / 4; some > 0; some /= 2)
+            for (int i = 0; i < some; ++i) half[i] += half[i + some];
+        Vector<F> out{};
+        out[n - 1] = half[0];
+        return out;
+    } else if constexpr (step == n) {
+        return x;
+    } else {
+        const auto shifted = [&]<size_t... i>(std::index_sequence<i...>) {
+            return __builtin_shufflevector(x, Vector<F>{}, (int(i) < step ? n + int(i) : int(i) - step)...);
+        }(std::make_index_sequence<n>());
+        return running<F, step * 2>(x + shifted);
+    }
+}
+
 // The first index at which the sum of shares exceeds u times the whole, 0 <= u < 1; never one whose share is 0, but
-// where all are. Sums of groups first, then the group that it falls into.
+// where all are. Whole vectors are searched without a branch, as none could be foretold: sums of groups of vectors,
+// then the group that it falls into. What is left over goes one by one.
 template <class F>
 inline int choose(const F* share, int64_t n, double u) {
-    constexpr int most = 128, wide = lanes<F>;
-    double sums[most];
-    int64_t size = 2 * wide;
-    while (size * most < n) size *= 2;
-    double total = 0;
+    constexpr int most = 16, wide = lanes<F>;
+    const int64_t whole = n / wide;
+    Vector<F> before[most];
+    F ends[most], total = 0;
+    int64_t size = quick_running ? 1 : 2;  // vectors in a group
+    while (size * most < whole) size *= 2;
     int groups = 0;
-    int64_t j = 0;
-    for (; j + size <= n; j += size) {
-        Vector<F> sum = at(share + j) + at(share + j + wide);
-        for (int64_t i = 2 * wide; i < size; i += wide) sum += at(share + j + i);
-        F half[wide / 2];
-        for (int i = 0; i < wide / 2; ++i) half[i] = sum[i] + sum[i + wide / 2];
-        for (int step = wide / 4; step > 0; step /= 2)
-            for (int i = 0; i < step; ++i) half[i] += half[i + step];
-        total += sums[groups++] = double(half[0]);
+    for (int64_t first = 0; first < whole; first += size) {
+        Vector<F> sum = at(share + first * wide);
+        for (int64_t v = first + 1; v < std::min(first + size, whole); ++v) sum += at(share + v * wide);
+        before[groups] = running<F>(sum);
+        total += before[groups][wide - 1];
+        ends[groups++] = total;
     }
-    double tail = 0;
-    for (int64_t i = j; i < n; ++i) tail += double(share[i]);
-    double left = u * (total + tail);
-    int64_t first = 0;
-    for (int g = 0; g < groups && left >= sums[g]; ++g, first += size) left -= sums[g];
-    int64_t last = -1;
-    for (j = first; j < n; ++j) {
-        const double here = double(share[j]);
-        if (here > 0) last = j;
-        if (left < here) return int(j);
-        left -= here;
+    F tail = 0;
+    for (int64_t i = whole * wide; i < n; ++i) tail += share[i];
+    const F want = F(u * (double(total) + double(tail)));
+    int group = 0;
+    for (int g = 0; g < groups; ++g) group += ends[g] <= want;
+    F left = group ? want - ends[group - 1] : want;
+    int64_t j = group * size * wide;
+    bool found = false;
+#ifdef __AVX512F__
+    if (group < groups && size == 1) {
+        j += count_up_to(before[group], left);
+        found = true;
     }
-    if (last >= 0) return int(last);  // what rounding has left over goes to the last
-    for (j = n - 1; j > 0 && !(share[j] > 0);) --j;
-    return int(j);
+#endif
+    if (!found) {
+        const int64_t end = group < groups ? std::min(j + size * wide, n) : n;
+        for (; group < groups && j + wide < end; j += wide) {
+            const F here = running<F>(at(share + j))[wide - 1];
+            if (left < here) break;
+            left -= here;
+        }
+        if (group == groups) j = whole * wide;
+        for (; j < end && !(left < share[j]); ++j) left -= share[j];
+    }
+    j = std::min(j, n - 1);
+    if (share[j] > 0) return int(j);
+    // rounding has left something over, or has made a sum of nothing: the nearest before, else after
+    for (int64_t i = j; i-- > 0;)
+        if (share[i] > 0) return int(i);
+    for (int64_t i = j + 1; i < n; ++i)
+        if (share[i] > 0) return int(i);
+    return 0;
 }
 
 // Sends each of `times` equal rows to a child of its own: by choices, or by binomials that make a multinomial. Calls

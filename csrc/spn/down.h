@@ -3,6 +3,7 @@
 
 #include "spn/choose.h"
 #include "spn/panels.h"
+#include "spn/transpose.h"
 
 namespace pyfast::spn {
 
@@ -32,12 +33,16 @@ class Down {
         for (int b = 0; b < B; ++b) state_[size_t(last) * B + b] = once[b] ? 0 : -1;
         for (int i = last; i >= 0; --i) {  // all rows at a region, while its values are near
             const int* state = state_.data() + size_t(i) * B;
-            if (std::all_of(state, state + B, [](int k) { return k < 0; })) continue;
+            int rows[B], active = 0;  // that reach the region
+            for (int b = 0; b < B; ++b) {
+                rows[active] = b;
+                active += state[b] >= 0;
+            }
+            if (active == 0) continue;
             for (const Term& t : program_.regions[i].terms) {
                 if (t.kind == leaves_term) {
                     for (const auto& [v, leaf] : t.over)
-                        for (int b = 0; b < B; ++b)
-                            if (state[b] >= 0) visit.leaf(leaf + state[b], v, b, 1);
+                        for (int a = 0; a < active; ++a) visit.leaf(leaf + state[rows[a]], v, rows[a], 1);
                     continue;
                 }
                 uint64_t index[B];
@@ -47,16 +52,14 @@ class Down {
                 random::uniforms<B>(seed_, what_, index, u);
                 if (t.kind == mixture_term) by_row(s.panel(program_.regions[t.region]), t.region, rows_.data());
                 int64_t chosen[B];  // counted together: they are far from each other in memory
-                int found = 0;
-                for (int b = 0; b < B; ++b) {
-                    const int k = state[b];
-                    if (k < 0) continue;
+                for (int a = 0; a < active; ++a) {
+                    const int b = rows[a], k = state[b];
                     const int64_t inputs = shares(s, t, b, k, rows_.data());
                     const int j = choose(share_.data(), inputs, u[b]);
-                    chosen[found++] = t.first_weight + k * t.row + j;
+                    chosen[a] = t.first_weight + k * t.row + j;
                     enter(t, j, [&](int region, int child) { state_[size_t(region) * B + b] = child; });
                 }
-                for (int i = 0; i < found; ++i) visit.weight(chosen[i], 1);
+                for (int a = 0; a < active; ++a) visit.weight(chosen[a], 1);
             }
         }
     }
@@ -114,8 +117,9 @@ class Down {
 
     // A panel turned: the components of a row side by side.
     void by_row(const F* panel, int region, F* out) const {
-        const int K = program_.regions[region].outputs;
-        for (int j = 0; j < K; ++j)
+        const int K = program_.regions[region].outputs, whole = K / lanes<F> * lanes<F>;
+        transpose(whole, B, panel, B, out, K);
+        for (int j = whole; j < K; ++j)
             for (int b = 0; b < B; ++b) out[size_t(b) * K + j] = panel[size_t(j) * B + b];
     }
 

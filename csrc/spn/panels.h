@@ -205,11 +205,21 @@ class Panels {
         rescale(r.outputs, out, e, s.weak);
     }
 
+    // The largest number of each row.
+    static void largest(int K, const F* in, F* most) {
+        Vector<F> best[2] = {at(in), at(in + lanes<F>)};
+        for (int k = 1; k < K; ++k)
+            for (int h = 0; h < 2; ++h) {  // vectors by hand, as GCC makes branches of std::max
+                const Vector<F> here = at(in + k * B + h * lanes<F>);
+                best[h] = here > best[h] ? here : best[h];
+            }
+        for (int h = 0; h < 2; ++h) at(most + h * lanes<F>) = best[h];
+    }
+
     // Makes the largest number of each row one in [1, 2), and tells its exponent.
     static void rescale(int K, F* out, int32_t* e, bool* weak) {
-        F most[B] = {}, scale[B];
-        for (int k = 0; k < K; ++k)
-            for (int b = 0; b < B; ++b) most[b] = std::max(most[b], out[k * B + b]);
+        F most[B], scale[B];
+        largest(K, out, most);
         for (int b = 0; b < B; ++b) {
             const int32_t up = exponent_of(most[b]);
             e[b] += up;
@@ -322,9 +332,7 @@ class Panels {
                 }
         }
         F most[B], shift[B];
-        for (int b = 0; b < B; ++b) most[b] = out[b];
-        for (int k = 1; k < K; ++k)
-            for (int b = 0; b < B; ++b) most[b] = std::max(most[b], out[k * B + b]);
+        largest(K, out, most);
         for (int b = 0; b < B; ++b) {
             const F power = most[b] > F(impossible / 10) ? std::floor(most[b] * F(1.4426950408889634)) : F(0);
             e[b] = int32_t(power);

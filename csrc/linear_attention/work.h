@@ -38,8 +38,8 @@ struct Work {
     int64_t c;  // the chunk in whole vectors
     Buffer<F> q, k, kt, v, out, scores, gate, up, down, head, last, both, fresh_keys;
     Buffer<F> sum[2], rest[2], fresh;
-    F keep;           // what is left of the state after the chunk, where that is one number
-    bool fresh_head;  // whether `head`, the decay of the first token, is not in E
+    F keep = 1;               // what is left of the state after the chunk, where that is one number
+    bool fresh_head = false;  // whether `head`, the decay of the first token, is not in E
     Ahead ahead;
     double reach[room];  // E of every token
     F read_factor[room], end_factor[room], denominator[room];

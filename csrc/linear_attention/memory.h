@@ -77,7 +77,7 @@ class Ahead {
         const char* at;
         ptrdiff_t row;
         int64_t bytes;
-        bool written;
+        bool written = false;
     };
     Stream streams[5];
     int count = 0, stream = 0;

@@ -53,31 +53,37 @@ template <class F, int step = 1>
     }
 }
 
-// The first index at which the sum of shares exceeds u times the whole, 0 <= u < 1; never one whose share is 0, but
-// where all are. Whole vectors are searched without a branch, as none could be foretold: sums of groups of vectors,
-// then the group that it falls into. What is left over goes one by one.
-template <class F>
-inline int choose(const F* share, int64_t n, double u) {
+// The first of n indices at which the sum of shares exceeds u times the whole, 0 <= u < 1; never one whose share is 0,
+// but where all are. vector(v) is the v-th vector of shares, share(i) a single one.
+//
+// Whole vectors are searched without a branch, as none could be foretold: sums of groups of vectors, then the group
+// that it falls into. What is left over goes one by one.
+template <class F, class At, class One>
+[[gnu::always_inline]] inline int choose(At vector, One share, int64_t n, double u) {
     constexpr int most = 16, wide = lanes<F>;
     const int64_t whole = n / wide;
     Vector<F> before[most];
-    F ends[most], total = 0;
-    int64_t size = quick_running ? 1 : 2;  // vectors in a group
-    while (size * most < whole) size *= 2;
+    F ends[most + 1] = {}, total = 0;  // of groups: the sum before it
     int groups = 0;
-    for (int64_t first = 0; first < whole; first += size) {
-        Vector<F> sum = at(share + first * wide);
-        for (int64_t v = first + 1; v < std::min(first + size, whole); ++v) sum += at(share + v * wide);
-        before[groups] = running<F>(sum);
-        total += before[groups][wide - 1];
-        ends[groups++] = total;
+    int64_t size = 1;  // vectors in a group
+    if (quick_running && whole <= most) {
+        for (; groups < whole; ++groups) before[groups] = running<F>(vector(groups));
+    } else {
+        size = quick_running ? 1 : 2;
+        while (size * most < whole) size *= 2;
+        for (int64_t first = 0; first < whole; first += size) {
+            Vector<F> sum = vector(first);
+            for (int64_t v = first + 1; v < std::min(first + size, whole); ++v) sum += vector(v);
+            before[groups++] = running<F>(sum);
+        }
     }
+    for (int g = 0; g < groups; ++g) ends[g + 1] = total += before[g][wide - 1];
     F tail = 0;
-    for (int64_t i = whole * wide; i < n; ++i) tail += share[i];
+    for (int64_t i = whole * wide; i < n; ++i) tail += share(i);
     const F want = F(u * (double(total) + double(tail)));
     int group = 0;
-    for (int g = 0; g < groups; ++g) group += ends[g] <= want;
-    F left = group ? want - ends[group - 1] : want;
+    for (int g = 1; g <= groups; ++g) group += ends[g] <= want;
+    F left = want - ends[group];
     int64_t j = group * size * wide;
     bool found = false;
 #ifdef __AVX512F__
@@ -89,21 +95,26 @@ inline int choose(const F* share, int64_t n, double u) {
     if (!found) {
         const int64_t end = group < groups ? std::min(j + size * wide, n) : n;
         for (; group < groups && j + wide < end; j += wide) {
-            const F here = running<F>(at(share + j))[wide - 1];
+            const F here = running<F>(vector(j / wide))[wide - 1];
             if (left < here) break;
             left -= here;
         }
         if (group == groups) j = whole * wide;
-        for (; j < end && !(left < share[j]); ++j) left -= share[j];
+        for (; j < end && !(left < share(j)); ++j) left -= share(j);
     }
     j = std::min(j, n - 1);
-    if (share[j] > 0) return int(j);
+    if (share(j) > 0) return int(j);
     // rounding has left something over, or has made a sum of nothing: the nearest before, else after
     for (int64_t i = j; i-- > 0;)
-        if (share[i] > 0) return int(i);
+        if (share(i) > 0) return int(i);
     for (int64_t i = j + 1; i < n; ++i)
-        if (share[i] > 0) return int(i);
+        if (share(i) > 0) return int(i);
     return 0;
+}
+
+template <class F>
+inline int choose(const F* share, int64_t n, double u) {
+    return choose<F>([&](int64_t v) { return at(share + v * lanes<F>); }, [&](int64_t i) { return share[i]; }, n, u);
 }
 
 // Sends each of `times` equal rows to a child of its own: by choices, or by binomials that make a multinomial. Calls

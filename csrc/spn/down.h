@@ -51,11 +51,14 @@ class Down {
                     index[b] = uint64_t(first_row + b) << 28 | uint64_t(t.first_sum + std::max(state[b], 0));
                 random::uniforms<B>(seed_, what_, index, u);
                 if (t.kind == mixture_term) by_row(s.panel(program_.regions[t.region]), t.region, rows_.data());
+                for (int a = 0; a < active; ++a) {
+                    const F* w = panels_.weights + t.first_weight + state[rows[a]] * t.row;
+                    __builtin_prefetch(w), __builtin_prefetch(w + lanes<F>);
+                }
                 int64_t chosen[B];  // counted together: they are far from each other in memory
                 for (int a = 0; a < active; ++a) {
                     const int b = rows[a], k = state[b];
-                    const int64_t inputs = shares(s, t, b, k, rows_.data());
-                    const int j = choose(share_.data(), inputs, u[b]);
+                    const int j = choice(s, t, b, k, u[b]);
                     chosen[a] = t.first_weight + k * t.row + j;
                     enter(t, j, [&](int region, int child) { state_[size_t(region) * B + b] = child; });
                 }
@@ -126,6 +129,15 @@ class Down {
     void column(const F* panel, int region, int b) {
         const int K = program_.regions[region].outputs;
         for (int j = 0; j < K; ++j) rows_[size_t(b) * K + j] = panel[size_t(j) * B + b];
+    }
+
+    // The child of sum k that row b takes.
+    int choice(const Scratch& s, const Term& t, int b, int k, double u) {
+        if (t.kind != mixture_term) return choose(share_.data(), shares(s, t, b, k, nullptr), u);
+        const int K = program_.regions[t.region].outputs;
+        const F *w = panels_.weights + t.first_weight + k * t.row, *x = rows_.data() + size_t(b) * K;
+        return choose<F>([&](int64_t v) { return at(w + v * lanes<F>) * at(x + v * lanes<F>); },
+                         [&](int64_t j) { return w[j] * x[j]; }, K, u);
     }
 
     // share_ = weight times value of every child of sum k, up to a common factor; `rows` is a mixture's panel by row

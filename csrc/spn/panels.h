@@ -247,14 +247,14 @@ class Panels {
                 for (int b = 0; b < B; ++b) most[b] = std::max(most[b], exponent(p, b));
             for (const Pair& p : t.pairs) {
                 const Region &left = program.regions[p.left], &right = program.regions[p.right];
-                F scale[B];
+                F scale[B], *l = s.input.data();
                 for (int b = 0; b < B; ++b) scale[b] = power_of_two<F>(exponent(p, b) - most[b]);
-                pair_products(left.outputs, right.outputs, s.panel(left), s.panel(right), scale, s.input.data());
-                const int64_t inputs = int64_t(left.outputs) * right.outputs;
-                if (p.offset == 0)
-                    product<true>(r.outputs, w, t.row, s.input.data(), inputs, out);
-                else
-                    product<false>(r.outputs, w + p.offset, t.row, s.input.data(), inputs, out);
+                for (int i = 0; i < left.outputs; ++i)
+                    for (int b = 0; b < B; ++b) l[i * B + b] = s.panel(left)[i * B + b] * scale[b];
+                for (int k = 0; k < r.outputs; ++k) {
+                    if (p.offset == 0) std::fill_n(out + k * B, B, F(0));
+                    bilinear(w + k * t.row + p.offset, left.outputs, right.outputs, l, s.panel(right), out + k * B);
+                }
             }
             std::memcpy(e, most, sizeof most);
         }
@@ -273,6 +273,20 @@ class Panels {
                     Vector<F>& to = at(out + (r + m) * B + c + n * lanes<F>);
                     to = fresh ? tile.sum[m][n] : to + tile.sum[m][n];
                 }
+        });
+    }
+
+    // out (B) += the sum over i of left (I, B) times (w (I, J) right (J, B)): no product of two components is stored
+    static void bilinear(const F* w, int64_t I, int64_t J, const F* left, const F* right, F* out) {
+        for_tiles<F>(I, B, [&]<int M, int N>(int64_t i, int64_t c) {
+            Tile<F, M, N> tile;
+            tile.add(w + i * J, J, 1, right + c, B, J);
+            for (int n = 0; n < N; ++n) {
+                Vector<F> sum = at(out + c + n * lanes<F>);
+#pragma GCC unroll 6
+                for (int m = 0; m < M; ++m) sum += tile.sum[m][n] * at(left + (i + m) * B + c + n * lanes<F>);
+                at(out + c + n * lanes<F>) = sum;
+            }
         });
     }
 

@@ -67,6 +67,7 @@ inline Tokens tokens(const Strided& x, const Lengths& ends, int64_t n, int64_t h
                      bool reverse) {
     if (!x) return {};
     const auto [begin, end] = span(ends, n, count);
+    if (begin == end || !x.data) return {x.data, 0, 1, x.dtype};  // nothing there
     const int64_t* stride = x.strides;
     const int64_t first = (ends ? 0 : n * stride[0]) + (x.shape[2] == heads ? h : h * x.shape[2] / heads) * stride[2] +
                           (reverse ? end - 1 : begin) * stride[1];
@@ -78,6 +79,7 @@ template <class F, class Function>
 void each_element(const Strided& x, int64_t n, int64_t h, int64_t heads, Sum& s, int64_t K, int64_t V, int64_t wide,
                   Function f) {
     const auto run = [&](auto* base) {
+        if (!base) return;  // a state without elements
         base += n * x.strides[0] + h * x.shape[1] / heads * x.strides[1];
         each_panel<F>(K, wide, [&](int64_t column, int64_t columns, int64_t place) {
             for (int64_t i = 0; i < K; ++i, place += columns)

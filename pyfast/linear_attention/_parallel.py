@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pyfast import _ranks
 from pyfast.linear_attention import _operators as ops
 
 _GIVEN = ("None", "a tensor")
@@ -54,7 +55,7 @@ def states(
     own tokens; for what ranks share, as ``initial_state`` and (H,) decays, a rank's share, to be summed over the ranks.
     Every rank has to take part in the backward pass.
     """
-    rank, size = _place(group)
+    rank, size = _ranks.place(group)
     if cu_seqlens is not None:
         refuse(group)
         raise ValueError("cu_seqlens must be None with group, got a tensor")
@@ -91,7 +92,7 @@ def states(
 def refuse(group: Any) -> None:
     """Tell the other ranks that this one is about to raise, so that they raise too, and do not wait for it."""
     if isinstance(group, dist.ProcessGroup):
-        _exchange([1] + [0] * (1 + len(_FIELDS)), group)
+        _ranks.exchange([1] + [0] * (1 + len(_FIELDS)), group)
 
 
 def _own(
@@ -116,41 +117,20 @@ def _own(
     return total, ops.collect(write, values.to(decay.dtype), zeros, None)
 
 
-def _place(group: Any) -> tuple[int, int]:
-    """This process's rank in the group, and the number of ranks."""
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a torch.distributed process group with this process in it, got {group!r}")
-    return dist.get_rank(group), dist.get_world_size(group)
-
-
 def _agree(numbers: Sequence[int], packed: Tensor, group: Any) -> bool:
     """Raise on all ranks unless all have the same numbers; returns whether one of them wants gradients."""
     wish = 1 + packed.requires_grad if torch.is_grad_enabled() else 0
-    failed, wishes, *columns = zip(*_exchange([0, wish, *numbers], group), strict=True)
-    if any(failed):
-        raise ValueError(f"the call must be valid on all ranks of group, got an error on {_ranks(failed, 1)}")
+    failed, wishes, *columns = zip(*_ranks.exchange([0, wish, *numbers], group), strict=True)
+    _ranks.check_valid(failed)
     for (field, names), column in zip(_FIELDS.items(), columns, strict=True):
         if len(set(column)) > 1:
-            got = ", ".join(f"{names[x] if names else x} on {_ranks(column, x)}" for x in dict.fromkeys(column))
+            got = ", ".join(f"{names[x] if names else x} on {_ranks.named(column, x)}" for x in dict.fromkeys(column))
             raise ValueError(f"{field} must be the same on all ranks of group, got {got}")
     if 0 in wishes and 2 in wishes:
-        raise ValueError(f"gradients must be enabled on all ranks of group, got torch.no_grad() on {_ranks(wishes, 0)}")
+        raise ValueError(
+            f"gradients must be enabled on all ranks of group, got torch.no_grad() on {_ranks.named(wishes, 0)}"
+        )
     return 2 in wishes
-
-
-def _ranks(column: Sequence[int], value: int) -> str:
-    """Those that have the value."""
-    found = [str(rank) for rank, x in enumerate(column) if x == value]
-    return f"rank {found[0]}" if len(found) == 1 else f"ranks {', '.join(found)}"
-
-
-def _exchange(numbers: Sequence[int], group: Any) -> list[list[int]]:
-    """All ranks' numbers; through the CPU where the group can, since a GPU would have to be waited for."""
-    cpu = "cpu:" in dist.get_backend_config(group)
-    mine = torch.tensor([int(x) for x in numbers], device="cpu" if cpu else torch.device("cuda"))
-    found = mine.new_empty(dist.get_world_size(group), len(numbers))
-    dist.all_gather(list(found), mine, group)
-    return found.tolist()
 
 
 class _Gather(torch.autograd.Function):

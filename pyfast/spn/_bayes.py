@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pyfast import _ranks
 from pyfast.spn._chain import Chain, Plan, State
 from pyfast.spn._columns import Columns
 from pyfast.spn._diagnostics import effective_size, split_r_hat
@@ -25,6 +26,7 @@ from pyfast.spn._structure import Structure
 from pyfast.spn._tree import tree
 
 _WORK = 1.2e12  # multiplications that a default fit may take: about a minute on two cores without AVX-512
+_SAME = ("X", "the estimator's arguments")  # on all ranks
 _KERNELS = ("auto", "block", "topdown", "levels", "isir", "informed")
 
 
@@ -156,7 +158,7 @@ class BayesSPN:
         changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not default[k] and v != default[k])
         return f"BayesSPN({', '.join(changed)})"
 
-    def fit(self, X: Any, y: None = None, X_test: Any = None) -> "BayesSPN":
+    def fit(self, X: Any, y: None = None, X_test: Any = None, group: Any = None) -> "BayesSPN":
         """Sample the posterior given a table.
 
         Ctrl-C stops the chains; what was sampled until then is kept, with a warning.
@@ -165,14 +167,25 @@ class BayesSPN:
             X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing.
             y: not used; scikit-learn's pipelines pass it.
             X_test: a table whose mean log likelihood the progress bar shows.
+            group: a torch.distributed process group, all of whose ranks make this call with the same table: they share
+                its rows, and all come to what one process would, bit by bit. Block kernel only.
 
         Returns:
             This estimator.
 
         Raises:
             TypeError: if an argument is of another type.
-            ValueError: if an argument is out of range, or a value of ``X`` does not suit its column.
+            ValueError: if an argument is out of range, or a value of ``X`` does not suit its column; on all ranks if
+                one of them has another table or other arguments.
         """
+        with _ranks.agreeing(_SAME, group) as same:
+            sweeps, test = self._prepare(X, X_test, group)
+            same += self._identity(sweeps)
+        self._continue(sweeps, test, group)
+        return self
+
+    def _prepare(self, X: Any, X_test: Any, group: Any) -> tuple[int, Tensor | None]:
+        """All of ``fit`` but the sweeps; returns how many."""
         self._check()
         columns = Columns.fit_encoding(X, self.columns)
         encoded = columns.encode(X, training=True)
@@ -181,7 +194,8 @@ class BayesSPN:
         rows = unique_rows(encoded)
         structure, sweeps = self._plan_sizes(X, columns, len(rows.rows))
         network = Network(structure, columns)
-        plan = self._plan(structure)
+        plan = self._plan(structure, group)
+        self.__dict__.pop("states_", None)  # of an earlier fit, whatever becomes of this one
         self._hyper = Hyper(network, columns, self.mass, self.kappa)
         chains = [
             Chain(network, columns, rows, plan, Hyper(network, columns, self.mass, self.kappa), self.seed, c)
@@ -191,16 +205,24 @@ class BayesSPN:
         self.n_features_in_, self.num_rows_, self._data = encoded.shape[1], len(encoded), _fingerprint(encoded)
         self._trace: list[list[float]] = [[] for _ in chains]
         self._kept: list[State] = []
-        self._continue(sweeps, None if X_test is None else columns.encode(X_test))
-        return self
+        return sweeps, None if X_test is None else columns.encode(X_test)
 
-    def resume(self, X: Any, sweeps: int, X_test: Any = None) -> "BayesSPN":
+    def _identity(self, sweeps: int) -> list[int]:
+        """Of ``_SAME``: numbers that are equal where these are."""
+        tensors = [*self._network.graph, *self._chains[0].state_dict().values()]
+        bits = b"".join(x.contiguous().numpy().tobytes() for x in tensors)
+        params = {k: v for k, v in self.get_params().items() if k not in ("structure", "columns", "progress")}
+        hashed = hashlib.sha256(repr((sweeps, params)).encode() + bits).hexdigest()
+        return [int(x[:15], 16) for x in (self._data, hashed)]
+
+    def resume(self, X: Any, sweeps: int, X_test: Any = None, group: Any = None) -> "BayesSPN":
         """More sweeps of the chains of :meth:`fit`: bit by bit what one longer fit would have done.
 
         Args:
             X: the table that was fitted.
             sweeps: how many more of each chain, at least 1.
             X_test: a table whose mean log likelihood the progress bar shows.
+            group: as in :meth:`fit`, with any number of ranks.
 
         Returns:
             This estimator.
@@ -208,37 +230,46 @@ class BayesSPN:
         Raises:
             ValueError: if ``X`` is another table, ``sweeps`` is too small, or there was no fit.
         """
+        with _ranks.agreeing(_SAME, group) as same:
+            test = self._prepare_resume(X, sweeps, X_test, group)
+            same += self._identity(sweeps)
+        self._continue(sweeps, test, group)
+        return self
+
+    def _prepare_resume(self, X: Any, sweeps: int, X_test: Any, group: Any) -> Tensor | None:
         encoded = self._encode(X)
         if _fingerprint(encoded) != self._data:
             raise ValueError("X must be the table that was fitted, got another")
         if not isinstance(sweeps, int) or sweeps < 1:
             raise ValueError(f"sweeps must be an integer of at least 1, got {sweeps!r}")
+        plan = self._plan(self.structure_, group)
         if not self._chains:
-            rows, plan = unique_rows(encoded), self._plan(self.structure_)
+            rows = unique_rows(encoded)
             for c, state in enumerate(self._chain_states):
                 hyper = Hyper(self._network, self.columns_, self.mass, self.kappa)
                 self._chains.append(Chain(self._network, self.columns_, rows, plan, hyper, self.seed, c))
                 self._chains[-1].load_state_dict(state)
-        self._continue(sweeps, None if X_test is None else self._encode(X_test))
-        return self
+        return None if X_test is None else self._encode(X_test)
 
-    def _continue(self, sweeps: int, test: Tensor | None) -> None:
+    def _continue(self, sweeps: int, test: Tensor | None, group: Any) -> None:
         """Keeps every 1st, 2nd, 4th, ... sweep, so that which ones does not depend on when the chains were paused."""
         most = 2 * math.ceil(self.states / len(self._chains) / (1 - self.burn))
         bar = _progress(sweeps) if self.progress else None
         try:
-            for _ in range(sweeps):
-                for chain, trace in zip(self._chains, self._trace, strict=True):
-                    if chain.sweeps > min(c.sweeps for c in self._chains):
-                        continue  # was ahead when Ctrl-C came
-                    chain.sweep()
-                    trace.append(chain.log_joint)
-                done = self._chains[-1].sweeps
-                if done % self._step(done, most) == 0:
-                    self._kept += [chain.state() for chain in self._chains]
-                    self._kept = [s for s in self._kept if s.sweep % self._step(done, most) == 0]
-                if bar is not None:
-                    self._show(bar, test)
+            with _ranks.stopping_together(group) as stop:
+                for _ in range(sweeps):
+                    for chain, trace in zip(self._chains, self._trace, strict=True):
+                        if chain.sweeps > min(c.sweeps for c in self._chains):
+                            continue  # was ahead when Ctrl-C came
+                        chain.sweep(group)
+                        trace.append(chain.log_joint)
+                    done = self._chains[-1].sweeps
+                    if done % self._step(done, most) == 0:
+                        self._kept += [chain.state() for chain in self._chains]
+                        self._kept = [s for s in self._kept if s.sweep % self._step(done, most) == 0]
+                    if bar is not None:
+                        self._show(bar, test)
+                    stop()
         except KeyboardInterrupt:
             done = min(c.sweeps for c in self._chains)
             if done == 0:
@@ -543,10 +574,12 @@ class BayesSPN:
         cost = self.chains * rows * (structure.num_weights + structure.num_leaves)
         return structure, self.sweeps or max(100, min(1000, int(_WORK / cost)))
 
-    def _plan(self, structure: Structure) -> Plan:
+    def _plan(self, structure: Structure, group: Any = None) -> Plan:
         huge = len(structure.program) == 0 and structure.num_weights > 100_000
         kernel = ("isir" if huge else "block") if self.kernel == "auto" else self.kernel
         collapsed = self.mode == "collapsed" or (self.mode == "auto" and kernel != "block")
+        if group is not None and (kernel != "block" or collapsed):
+            raise ValueError(f"kernel must be block, and its mode instantiated, with group, got {kernel}, {self.mode}")
         return Plan(kernel, collapsed, self.lookahead, self.candidates, self.hyper)
 
 

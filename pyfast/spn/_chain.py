@@ -1,11 +1,11 @@
 """One Markov chain over the latent choices of all rows."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyfast import _C
+from pyfast import _C, _ranks
 from pyfast.spn._columns import Columns
 from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import CHOICES, HYPER, ORDER, PARAMETERS, START, Counts, Law, Network, Parameters, purpose
@@ -75,8 +75,8 @@ class Chain:
         hyper = self.hyper.mass.clone(), self.hyper.kappa.clone()
         return State(self._index, self.sweeps, weights.int(), leaves.clone(), *hyper)
 
-    def sweep(self) -> None:
-        """Every row's choices anew, then the hyperparameters."""
+    def sweep(self, group: Any = None) -> None:
+        """Every row's choices anew, then the hyperparameters; the ranks of ``group`` share the rows."""
         law = self.law
         parameters = None
         if not self._plan.collapsed:
@@ -85,13 +85,13 @@ class Chain:
             self._sweep_trees(law, parameters)
         else:
             assert parameters is not None
-            self.counts, _ = self._network.sweep(
-                self._rows.rows, self._rows.multiplicity, parameters, self._seed, self._what(CHOICES)
-            )
+            self.counts = self._sweep_rows(parameters, group)
         self.log_joint = self._network.log_joint(self.counts, law)
         self.sweeps += 1
         if self._plan.hyper == "slice" and self.sweeps % self._plan.every == 0:
             self.hyper.slice_sample(self.counts, self._seed, self._what(HYPER))
+            if group is not None:
+                self.hyper.mass, self.hyper.kappa = _ranks.of_first([self.hyper.mass, self.hyper.kappa], group)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next sweep depends on."""
@@ -124,6 +124,17 @@ class Chain:
         ).leaves
         mixed = (0.5 * flat.double().exp() + 0.5 * self.hyper.frequencies()).log().to(flat.dtype)
         return Parameters(drawn.weights, torch.where(self.hyper.in_tables, mixed, drawn.leaves))
+
+    def _sweep_rows(self, parameters: Parameters, group: Any) -> Counts:
+        rows, times, first = self._rows.rows, self._rows.multiplicity, 0
+        if group is not None:
+            rank, size = _ranks.place(group)
+            weights, leaves = _ranks.of_first([parameters.weights, parameters.leaves], group)
+            parameters = Parameters(weights, leaves)
+            first, last = (len(rows) * i // size for i in (rank, rank + 1))
+            rows, times = rows[first:last], times[first:last]
+        counts, _ = self._network.sweep(rows, times, parameters, self._seed, self._what(CHOICES), first)
+        return counts if group is None else Counts(*_ranks.total(counts, group))
 
     def _sweep_trees(self, law: Law, parameters: Parameters | None) -> None:
         """Sample by sample; a new chain puts them in one after the other, in random order."""

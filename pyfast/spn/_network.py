@@ -107,14 +107,19 @@ class Network:
         parts = [_operators.log_prob(rows[part], weights, leaves, graph) for part in self.slices(len(rows))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def sweep(self, rows: Tensor, times: Tensor, parameters: Parameters, seed: int, what: int) -> tuple[Counts, Tensor]:
-        """An induced tree for every row given the parameters; their statistics, and (N,) log likelihoods."""
+    def sweep(
+        self, rows: Tensor, times: Tensor, parameters: Parameters, seed: int, what: int, first: int = 0
+    ) -> tuple[Counts, Tensor]:
+        """An induced tree for every row given the parameters; their statistics, and (N,) log likelihoods.
+
+        The rows are numbers ``first``, ``first`` + 1, ... to the random numbers.
+        """
         kernel = _C.spn.dense_sweep if self._dense else _C.spn.sparse_sweep
         counts, out = self.no_counts(), torch.empty(len(rows), dtype=torch.float64)
         rows = rows.to(parameters.weights.dtype)
         for part in self.slices(len(rows)):
             some = rows[part], times[part], parameters.weights, parameters.leaves
-            kernel(self.graph, *some, seed, what, part.start, *counts, out[part])
+            kernel(self.graph, *some, seed, what, first + part.start, *counts, out[part])
         return counts, out
 
     def complete(self, rows: Tensor, parameters: Parameters, seed: int, chain: int, first: int, best: bool) -> Tensor:

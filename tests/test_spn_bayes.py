@@ -11,7 +11,7 @@ import pyfast
 from pyfast.reference import spn as reference
 from pyfast.spn import BayesSPN
 from pyfast.spn._diagnostics import effective_size, split_r_hat
-from pyfast.spn._hyper import Hyper, _slice, uniforms
+from pyfast.spn._hyper import Hyper, Shares, _slice, uniforms
 from pyfast.spn._network import Counts, Network
 
 NAN = float("nan")
@@ -149,11 +149,11 @@ def test_interrupted_keeps_what_was_sampled(monkeypatch):
 
     sweep, calls = Chain.sweep, []
 
-    def stop_at_the_ninth(self):
+    def stop_at_the_ninth(self, group):
         calls.append(self)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        sweep(self)
+        sweep(self, group)
 
     X = doubled(60)
     monkeypatch.setattr(Chain, "sweep", stop_at_the_ninth)
@@ -256,17 +256,74 @@ def test_hyper_densities_are_the_joint():
     assert isinstance(counts, Counts)
     before = net.log_joint(counts, law)
     mass = torch.linspace(0.3, 2.0, net.num_layers, dtype=torch.float64)
-    by_mass = hyper._mass_density(counts)
+    by_mass = hyper.of_sums(counts).density
     prior = lambda x: 2 * x.log() - x  # noqa: E731  Gamma(2, 1) of the logarithm
     change = (by_mass(mass.log()) - prior(mass) - by_mass(hyper.mass.log()) + prior(hyper.mass)).sum()
     assert net.log_joint(counts, net.law(mass, hyper.prior())) - before == pytest.approx(float(change), abs=1e-6)
     kappa = torch.linspace(0.5, 5.0, 6, dtype=torch.float64)
-    by_kappa = hyper._kappa_density(counts)
+    by_kappa = hyper.of_leaves(counts).density
     prior = lambda x: 2 * x.log() - x / 2  # noqa: E731
     change = (by_kappa(kappa.log()) - prior(kappa) - by_kappa(hyper.kappa.log()) + prior(hyper.kappa)).sum()
     assert net.log_joint(counts, net.law(hyper.mass, hyper.prior(kappa))) - before == pytest.approx(
         float(change), abs=1e-6
     )
+
+
+def test_climbing_finds_the_masses_and_never_descends():
+    """Counts of 2,000 sets for each of three known masses, in uneven shares: all three come back within a tenth."""
+    rng, masses = np.random.default_rng(0), torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
+    part = np.array([0.1, 0.2, 0.3, 0.4])
+    group = torch.arange(3).repeat_interleave(2000)
+    counts = torch.from_numpy(
+        np.array([rng.multinomial(50, rng.dirichlet(float(masses[g]) * part)) for g in group], dtype=np.float64)
+    )
+    set_, child = torch.nonzero(counts).unbind(1)
+    shares = Shares(counts.sum(1), group, counts[set_, child], torch.tensor(part)[child], group[set_], 0.5)
+    x, before = torch.ones(3, dtype=torch.float64), torch.full((3,), -math.inf, dtype=torch.float64)
+    for _ in range(200):
+        now = shares.density(x.log()) - x.log()  # the density of x
+        assert (now >= before - 1e-9 * now.abs()).all()
+        x, before = shares.climb(x), now
+    torch.testing.assert_close(x, masses, rtol=0.1, atol=0)
+    log_x = x.log().requires_grad_()
+    slope = torch.autograd.grad((shares.density(log_x) - log_x).sum(), log_x)[0]
+    assert slope.abs().max() < 1e-2  # of some 1e5 nats
+
+
+def test_a_step_looks_at_some_leaves_of_each_column():
+    X = doubled(400)
+    columns = pyfast.spn.Columns.fit_encoding(X)
+    net = Network(pyfast.spn.rat(6, replicas=40, depth=1, sums=3, leaves=12), columns)
+    hyper, counts = Hyper(net, columns, 1.0, 2.0), net.no_counts()
+    counts.leaves[::2] = torch.arange(1, len(counts.leaves) // 2 + 1)
+    order = uniforms(0, 0, net.structure.num_leaves, 1)[0]
+    every, some = hyper.of_leaves(counts), hyper.of_leaves(counts, order)
+    assert every.group.bincount().tolist() == [480] * 6
+    assert some.group.bincount().tolist() == [256] * 6
+    kept = dict(zip(every.seen.tolist(), every.part.tolist(), strict=True))
+    assert [kept[x] for x in some.seen.tolist()] == some.part.tolist()
+    other = hyper.of_leaves(counts, uniforms(0, 1, net.structure.num_leaves, 1)[0])
+    assert not torch.equal(some.seen, other.seen)
+
+
+def test_empirical_bayes_stays_after_the_first_burn_in(tmp_path):
+    X = doubled()
+    fitted = BayesSPN(hidden=4, sweeps=20, burn=0.5, hyper="eb", seed=2).fit(X)
+    for chain in range(2):
+        mine = [s for s in fitted.states_ if s.chain == chain]
+        assert len(mine) > 1
+        assert all(torch.equal(s.mass, mine[0].mass) and torch.equal(s.kappa, mine[0].kappa) for s in mine)
+        assert not torch.equal(mine[0].mass, torch.ones_like(mine[0].mass))
+        assert not torch.equal(mine[0].kappa, torch.full_like(mine[0].kappa, 2.0))
+    fitted.save(tmp_path / "model.pt")
+    loaded = BayesSPN.load(tmp_path / "model.pt").resume(X, 20)
+    fitted.resume(X, 20)
+    for a, b in zip(fitted.states_, loaded.states_, strict=True):
+        assert a.sweep == b.sweep > 20
+        assert torch.equal(a.weight_counts, b.weight_counts)
+        assert torch.equal(a.kappa, b.kappa)
+    with pytest.raises(ValueError, match=r"burn must be in \[0, 1\), above 0 for hyper='eb', got 0"):
+        BayesSPN(hyper="eb", burn=0).fit(X)
 
 
 def test_uniforms_are_open():
@@ -317,7 +374,7 @@ def test_clones_and_pipelines():
 REFUSED = {
     "kernel": ("gibbs", "kernel must be one of"),
     "mode": ("exact", "mode must be"),
-    "hyper": ("eb", "hyper must be"),
+    "hyper": ("map", "hyper must be slice, eb or fixed"),
     "structure": ("chain", "structure must be"),
     "chains": (0, "chains must be"),
     "states": (0, "states must be"),

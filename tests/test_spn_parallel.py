@@ -41,7 +41,7 @@ def equal(a, b):
 
 def equals_one_process(group):
     X = table()
-    for settings in ({}, {"structure": "hclt", "hidden": 3, "hyper": "fixed"}):
+    for settings in ({}, {"hyper": "eb"}, {"structure": "hclt", "hidden": 3, "hyper": "fixed"}):
         equal(model(**settings).fit(X, group=group), model(**settings).fit(X))
 
 

@@ -71,9 +71,11 @@ class BayesSPN:
             integrated out, one row after the other) or "auto".
         lookahead: height up to which top-down moves sum exactly.
         candidates: proposals of "isir" from the sum itself; 0 takes one for each child.
-        hyper: "slice" (masses of layers and strengths of priors are sampled, too) or "fixed".
-        mass: Dirichlet mass of a sum, shared by its children; where "slice" starts.
-        kappa: strength of the leaves' priors, in rows; where "slice" starts.
+        hyper: "slice" (masses of layers and strengths of tables' priors are sampled, too), "eb" (empirical Bayes: they
+            climb to where they explain the choices best while the first fit burns in, and then stay; a column's
+            strength by at most 256 random leaves a step) or "fixed".
+        mass: Dirichlet mass of a sum, shared by its children; where "slice" and "eb" start.
+        kappa: strength of the leaves' priors, in rows; where "slice" and "eb" start.
         seed: in [0, 2^64). The same chains on every machine with the same kernels, for any number of threads.
         progress: show a bar (needs tqdm).
 
@@ -194,6 +196,7 @@ class BayesSPN:
         rows = unique_rows(encoded)
         structure, sweeps = self._plan_sizes(X, columns, len(rows.rows))
         network = Network(structure, columns)
+        self._until = int(self.burn * sweeps)
         plan = self._plan(structure, group)
         self.__dict__.pop("states_", None)  # of an earlier fit, whatever becomes of this one
         self._hyper = Hyper(network, columns, self.mass, self.kappa)
@@ -217,6 +220,8 @@ class BayesSPN:
 
     def resume(self, X: Any, sweeps: int, X_test: Any = None, group: Any = None) -> "BayesSPN":
         """More sweeps of the chains of :meth:`fit`: bit by bit what one longer fit would have done.
+
+        With ``hyper="eb"``, hyperparameters stay where the first fit's burn-in left them.
 
         Args:
             X: the table that was fitted.
@@ -275,8 +280,12 @@ class BayesSPN:
             if done == 0:
                 raise
             warnings.warn(f"stopped after {done} sweeps; what was sampled is kept", stacklevel=3)
-        self._burned = int(self.burn * min(c.sweeps for c in self._chains))
+        self._burned = self._burn_in(min(c.sweeps for c in self._chains))
         self.states_ = [s for s in self._kept if s.sweep > self._burned] or [c.state() for c in self._chains]
+
+    def _burn_in(self, done: int) -> int:
+        """How many of the first sweeps are thrown away."""
+        return max(int(self.burn * done), self._until if self.hyper == "eb" else 0)
 
     @staticmethod
     def _step(done: int, most: int) -> int:
@@ -438,6 +447,7 @@ class BayesSPN:
                 "kept": [s._asdict() for s in self._kept],
                 "trace": self._trace,
                 "data": [self._data, self.num_rows_],
+                "until": self._until,
             },
             path,
         )
@@ -468,7 +478,8 @@ class BayesSPN:
         model._data, model.num_rows_ = file["data"]
         model.n_features_in_ = len(model.columns_)
         done = min(int(c["sweeps"]) for c in file["chains"])
-        model._burned = int(model.burn * done)
+        model._until = file["until"]
+        model._burned = model._burn_in(done)
         model.states_ = [s for s in model._kept if s.sweep > model._burned]
         return model
 
@@ -536,8 +547,8 @@ class BayesSPN:
             raise ValueError(f"kernel must be one of {', '.join(_KERNELS)}, got {self.kernel!r}")
         if self.mode not in ("auto", "instantiated", "collapsed"):
             raise ValueError(f"mode must be auto, instantiated or collapsed, got {self.mode!r}")
-        if self.hyper not in ("slice", "fixed"):
-            raise ValueError(f"hyper must be slice or fixed, got {self.hyper!r}")
+        if self.hyper not in ("slice", "eb", "fixed"):
+            raise ValueError(f"hyper must be slice, eb or fixed, got {self.hyper!r}")
         if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
         for name, least in (("chains", 1), ("states", 1), ("lookahead", 0), ("candidates", 0)):
@@ -548,8 +559,8 @@ class BayesSPN:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}")
-        if not 0 <= self.burn < 1:
-            raise ValueError(f"burn must be in [0, 1), got {self.burn}")
+        if not 0 <= self.burn < 1 or (self.burn == 0 and self.hyper == "eb"):
+            raise ValueError(f"burn must be in [0, 1), above 0 for hyper='eb', got {self.burn}")
         for name in ("mass", "kappa"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -580,7 +591,7 @@ class BayesSPN:
         collapsed = self.mode == "collapsed" or (self.mode == "auto" and kernel != "block")
         if group is not None and (kernel != "block" or collapsed):
             raise ValueError(f"kernel must be block, and its mode instantiated, with group, got {kernel}, {self.mode}")
-        return Plan(kernel, collapsed, self.lookahead, self.candidates, self.hyper)
+        return Plan(kernel, collapsed, self.lookahead, self.candidates, self.hyper, self._until)
 
 
 def _progress(sweeps: int) -> Any:

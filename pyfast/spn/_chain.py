@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     lookahead: int
     candidates: int
     hyper: str
+    until: int = 0  # after so many sweeps empirical Bayes stays where it is
     every: int = 2  # sweeps between moves of the hyperparameters
 
 
@@ -88,10 +89,17 @@ class Chain:
             self.counts = self._sweep_rows(parameters, group)
         self.log_joint = self._network.log_joint(self.counts, law)
         self.sweeps += 1
-        if self._plan.hyper == "slice" and self.sweeps % self._plan.every == 0:
-            self.hyper.slice_sample(self.counts, self._seed, self._what(HYPER))
-            if group is not None:
-                self.hyper.mass, self.hyper.kappa = _ranks.of_first([self.hyper.mass, self.hyper.kappa], group)
+        if self.sweeps % self._plan.every == 0:
+            self._move_hyper(group)
+
+    def _move_hyper(self, group: Any) -> None:
+        given = self.counts, self._seed, self._what(HYPER)
+        if self._plan.hyper == "slice":
+            self.hyper.slice_sample(*given)
+        elif self._plan.hyper == "eb" and self.sweeps <= self._plan.until:
+            self.hyper.climb(*given)
+        if group is not None:
+            self.hyper.mass, self.hyper.kappa = _ranks.of_first([self.hyper.mass, self.hyper.kappa], group)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next sweep depends on."""

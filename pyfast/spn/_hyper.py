@@ -1,6 +1,7 @@
 """Hyperparameters given the statistics: the Dirichlet mass of each layer of sums, the strength of tables' priors."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,46 @@ from pyfast.spn._network import Counts, Network
 
 _TABLE = 0
 _STEPS_OUT, _STEPS_IN = 8, 40
+_LEAVES = 256  # of a column that one step of empirical Bayes looks at
+
+
+class Shares(NamedTuple):
+    """Counts whose probabilities are Dirichlet: in sets, each with its group's mass x, shared in fixed parts.
+
+    x is Gamma(2, 1 / rate) before data.
+
+    Attributes:
+        total, group: (sets,): of counts, and whose mass it has.
+        seen, part, of: (positive counts,): itself, its share of the mass, and its group.
+        rate: of the Gamma distribution.
+    """
+
+    total: Tensor
+    group: Tensor
+    seen: Tensor
+    part: Tensor
+    of: Tensor
+    rate: float
+
+    def density(self, log_x: Tensor) -> Tensor:
+        """Log posterior of the logarithm of each group's mass, up to a constant."""
+        x = log_x.exp()
+        whole, part = x[self.group], x[self.of] * self.part
+        out = 2 * log_x - x * self.rate
+        out = out.index_add(0, self.group, torch.lgamma(whole) - torch.lgamma(whole + self.total))
+        return out.index_add(0, self.of, torch.lgamma(part + self.seen) - torch.lgamma(part))
+
+    def climb(self, x: Tensor) -> Tensor:
+        """Masses whose posterior (of x, not of its logarithm) is higher: the top of a bound that touches it at x.
+
+        Source: Minka, "Estimating a Dirichlet distribution", 2000, equation 55, with a prior.
+        """
+        whole, part = x[self.group], x[self.of] * self.part
+        slope = torch.full_like(x, self.rate)
+        slope = slope.index_add(0, self.group, torch.digamma(whole + self.total) - torch.digamma(whole))
+        power = torch.ones_like(x)
+        power = power.index_add(0, self.of, part * (torch.digamma(part + self.seen) - torch.digamma(part)))
+        return power / slope
 
 
 class Hyper:
@@ -27,6 +68,7 @@ class Hyper:
         self._fixed, _ = columns.prior(kappa)
         self._column = torch.repeat_interleave(torch.arange(len(columns)), columns.width)  # of each number in a prior
         self._is_table = columns.family[self._column] == _TABLE
+        self._has_table = columns.family == _TABLE
         structure = network.structure
         variable = structure.variable[structure.kind == 0].long()
         is_table = columns.family[variable] == _TABLE
@@ -56,47 +98,49 @@ class Hyper:
 
     def slice_sample(self, counts: Counts, seed: int, what: int) -> None:
         """One slice-sampling step of every hyperparameter, each given the statistics alone."""
-        self.mass = _slice(self._mass_density(counts), self.mass.log(), seed, what).exp()
+        self.mass = _slice(self.of_sums(counts).density, self.mass.log(), seed, what).exp()
         if len(self._counted):
-            drawn = _slice(self._kappa_density(counts), self.kappa.log(), seed, what + (1 << 39)).exp()
-            has_table = torch.zeros(len(self.kappa), dtype=torch.bool)
-            has_table[self._column[self._is_table]] = True
-            self.kappa = torch.where(has_table, drawn, self.kappa)
+            drawn = _slice(self.of_leaves(counts).density, self.kappa.log(), seed, what + (1 << 39)).exp()
+            self.kappa = torch.where(self._has_table, drawn, self.kappa)
 
-    def _mass_density(self, counts: Counts) -> Callable[[Tensor], Tensor]:
+    def climb(self, counts: Counts, seed: int, what: int) -> None:
+        """One step of empirical Bayes: all hyperparameters go uphill, strengths as some leaves of a column see it."""
+        self.mass = self.of_sums(counts).climb(self.mass)
+        if len(self._counted):
+            chosen = uniforms(seed, what, len(self._variable), 1)[0]
+            self.kappa = torch.where(self._has_table, self.of_leaves(counts, chosen).climb(self.kappa), self.kappa)
+
+    def of_sums(self, counts: Counts) -> Shares:
+        """What the sums have sent to their children, by layer."""
         network = self._network
         seen = torch.nonzero(counts.weights).flatten()
         count, of = counts.weights[seen].double(), network.weight_sum[seen]
         total = torch.zeros(len(network.sums), dtype=torch.float64).index_add_(0, of, count)
         visited = torch.nonzero(total).flatten()
-        total, layer, edge_layer = total[visited], network.layer[visited], network.layer[of]
-        per_child = 1.0 / network.num_children[of]
+        part = 1.0 / network.num_children[of].double()
+        return Shares(total[visited], network.layer[visited], count, part, network.layer[of], 1.0)
 
-        def density(log_mass: Tensor) -> Tensor:
-            mass = log_mass.exp()
-            here, below = mass[layer], mass[edge_layer] * per_child
-            out = 2 * log_mass - mass  # Gamma(2, 1), of the logarithm
-            out = out.index_add(0, layer, torch.lgamma(here) - torch.lgamma(here + total))
-            return out.index_add(0, edge_layer, torch.lgamma(below + count) - torch.lgamma(below))
-
-        return density
-
-    def _kappa_density(self, counts: Counts) -> Callable[[Tensor], Tensor]:
+    def of_leaves(self, counts: Counts, order: Tensor | None = None) -> Shares:
+        """What the tables have seen, by column; of some leaves of each only, the first in an ``order``, if given."""
         count = counts.leaves[self._counted].double()
         total = torch.zeros(len(self._variable), dtype=torch.float64).index_add_(0, self._leaf, count)
+        if order is not None:
+            total = torch.where(self._first(total > 0, order), total, 0)
         visited = torch.nonzero(total).flatten()
-        total, column = total[visited], self._variable[visited]
-        some = torch.nonzero(count).flatten()
-        count, base, of = count[some], self._base[self._place[some]], self._variable[self._leaf[some]]
+        some = torch.nonzero((count > 0) & (total[self._leaf] > 0)).flatten()
+        part, of = self._base[self._place[some]], self._variable[self._leaf[some]]
+        return Shares(total[visited], self._variable[visited], count[some], part, of, 0.5)
 
-        def density(log_kappa: Tensor) -> Tensor:
-            kappa = log_kappa.exp()
-            out = 2 * log_kappa - kappa / 2  # Gamma(2, 1 / 2), of the logarithm
-            out = out.index_add(0, column, torch.lgamma(kappa[column]) - torch.lgamma(kappa[column] + total))
-            share = kappa[of] * base
-            return out.index_add(0, of, torch.lgamma(share + count) - torch.lgamma(share))
-
-        return density
+    def _first(self, able: Tensor, order: Tensor) -> Tensor:
+        """Which leaves are among the first of their column that are able."""
+        found = torch.nonzero(able).flatten()
+        found = found[order[found].argsort(stable=True)]
+        found = found[self._variable[found].argsort(stable=True)]
+        column = self._variable[found]
+        start = torch.searchsorted(column, torch.arange(len(self.kappa)))
+        out = torch.zeros_like(able)
+        out[found[torch.arange(len(found)) - start[column] < _LEAVES]] = True
+        return out
 
 
 def _slice(density: Callable[[Tensor], Tensor], x: Tensor, seed: int, what: int) -> Tensor:

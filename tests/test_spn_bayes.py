@@ -354,6 +354,19 @@ def test_chains_that_disagree_are_told():
         model.diagnostics()
 
 
+def test_a_root_that_hardly_moves_is_told():
+    model = BayesSPN("tree", kernel="topdown", sweeps=10).fit(doubled(30))
+    model._chains[0].accepted[-1] = torch.tensor([10_000, 3])
+    model._chains[1].accepted[-1] = torch.tensor([10_000, 150])
+    with pytest.warns(UserWarning, match="the root moves in 153 of 20000 tries; take another kernel"):
+        model.diagnostics()
+    model._chains[1].accepted[-1] = torch.tensor([10_000, 250])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the chains disagree")
+        model.diagnostics()
+
+
 # ---- scikit-learn's ways, and refusals
 
 

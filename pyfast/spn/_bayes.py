@@ -500,7 +500,7 @@ class BayesSPN:
         return weights, leaves
 
     def diagnostics(self) -> Diagnostics:
-        """How well the chains have mixed; a warning where they disagree."""
+        """How well the chains have mixed; a warning where they disagree, or where the root hardly ever moves."""
         shortest = min(len(t) for t in self._fitted()._trace)
         trace = torch.tensor([t[:shortest] for t in self._trace], dtype=torch.float64)
         kept = trace[:, min(self._burned, shortest) :]
@@ -513,6 +513,9 @@ class BayesSPN:
         )
         if found.r_hat > 1.05:
             warnings.warn(f"the chains disagree: split R-hat is {found.r_hat:.2f}; sample longer", stacklevel=2)
+        tried, made = found.accepted[-1].tolist() if len(found.accepted) else (0, 0)
+        if made < tried / 100:
+            warnings.warn(f"the root moves in {made} of {tried} tries; take another kernel", stacklevel=2)
         return found
 
     def _fitted(self) -> "BayesSPN":

@@ -2,6 +2,7 @@
 #include "tensor.h"
 
 namespace pyfast {
+void bind_crystal(py::module_&);
 void bind_linear_attention(py::module_&);
 void bind_longtail(py::module_&);
 void bind_prune(py::module_&);
@@ -14,6 +15,7 @@ PYBIND11_MODULE(PYFAST_MODULE, m, py::mod_gil_not_used()) {
         auto submodule = m.def_submodule(name);
         bind(submodule);
     };
+    family("crystal", pyfast::bind_crystal);
     family("linear_attention", pyfast::bind_linear_attention);
     family("longtail", pyfast::bind_longtail);
     family("prune", pyfast::bind_prune);

@@ -1,0 +1,1 @@
+"""Periodic crystals on the GPU."""

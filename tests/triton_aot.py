@@ -16,8 +16,8 @@ from pathlib import Path
 import pyfast.kernels
 import torch
 import triton
+from pyfast.kernels import crystal, prune, spn
 from pyfast.kernels import linear_attention as attention
-from pyfast.kernels import prune, spn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
@@ -166,6 +166,33 @@ def sum_product(_):
     return found
 
 
+def crystal_messages(add, dtype, wide):
+    """The launchers' own blocks for many channels; edges that are positions, and edges that are not."""
+    number, index = f"*{dtype}", "*i64"
+    rows, how = f"{index} {index} {index}", crystal.blocks(128)
+    for moved in (False, True):
+        add("_conv", f"{number} {number} {rows} {number} i32", how | {"MOVED": moved})
+    add("_product", f"{number} {number} {rows} {number} i32", how | {"MOVED": True})
+    rest = f"{number} i32 i32 fp64 fp64"
+    for order in (0, 1, 3):
+        how = crystal.table_blocks(64, wide) | {"MOVED": True, "ORDER": order}
+        add("_table_conv", f"{4 * (number + ' ')}{rows} {rest}", how)
+        add("_table_dot", f"{4 * (number + ' ')}{rows} {rest}", how)
+        add("_table_sums", f"{4 * (number + ' ')}{index} {index} {rows} {rest}", how)
+
+
+def crystals(_):
+    """The kernels of every room, with its launchers' own block sizes."""
+    found = {}
+
+    def add(kernel, types, constants, warps=4):
+        found.setdefault(kernel, []).append((types, constants, warps))
+
+    for dtype, wide in (("fp32", False), ("fp64", True)):
+        crystal_messages(add, dtype, wide)
+    return found
+
+
 # Per kernel: the types of its arguments in order (i32:16: a multiple of 16), its constants, and its warps, as launched,
 # or Triton's options and whether Hopper must multiply by warp groups; or a function that returns it for a capability.
 LAUNCHED = {
@@ -192,6 +219,7 @@ LAUNCHED = {
     },
     "linear_attention": linear_attention,
     "spn": sum_product,
+    "crystal": crystals,
 }
 
 

@@ -1,7 +1,14 @@
 #include "tensor.h"
 
 namespace pyfast {
+namespace crystal {
+void bind_messages(py::module_&);
+void bind_table(py::module_&);
+}  // namespace crystal
 
-void bind_crystal(py::module_&) {}  // each file of the family binds its own functions, and is called here
+void bind_crystal(py::module_& m) {
+    crystal::bind_messages(m);
+    crystal::bind_table(m);
+}
 
 }  // namespace pyfast

@@ -1,0 +1,90 @@
+"""Messages from neighbours, filtered and summed at their targets without a message ever being stored."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast.crystal import _operators as ops
+from pyfast.crystal.table import RadialTable
+
+
+def conv(
+    x: Tensor,
+    filter: Tensor | RadialTable,
+    graph: Any,
+    distance: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Continuous-filter convolution: every atom sums what its neighbours are, times the filter of the edge between.
+
+    out_i = sum over edges e from j to i of filter_e * x_j, channel by channel. Neither the messages nor, with a table,
+    the filters are stored. Sums have a fixed order: the same bits on every run and for any number of threads.
+
+    Args:
+        x: (N, F) features of the atoms, float32 or float64.
+        filter: (E, F) one filter per edge, of the dtype of ``x``; or a ``RadialTable`` with F channels.
+        graph: a ``PeriodicGraph`` of N atoms and E edges.
+        distance: (E,) Å, with a table: where to read it. Differentiable; by default the graph's own, without.
+        weight: (E,) a factor of each edge's filter, with a table; by default 1.
+
+    Returns:
+        (N, F) sums, in the dtype of ``x``; 0 for an atom without neighbours. Differentiable in ``x``, ``filter`` (or
+        the parameters of the table's network), ``distance`` and ``weight``, to any order and in both modes.
+
+    Raises:
+        ValueError: if a shape does not match, or a distance is outside the table (on the CPU).
+        TypeError: if a dtype or device does not match.
+        IndexError: if the graph names an atom or edge that is not there (on the CPU; undefined on CUDA).
+
+    Source: Schütt et al., 2017, https://arxiv.org/abs/1706.08566, equation 2.
+
+    Example:
+        >>> import torch
+        >>> import pyfast.reference.crystal as reference
+        >>> from pyfast import crystal
+        >>> graph = reference.neighbors(torch.zeros(1, 3), 2 * torch.eye(3), 2.5)
+        >>> x, filter = torch.ones(1, 4), torch.full((graph.num_edges, 4), 0.5)
+        >>> crystal.conv(x, filter, graph)  # six neighbours
+        tensor([[3., 3., 3., 3.]])
+    """
+    _check("x", x, (graph.num_atoms, None), x)
+    columns, edges = x.shape[1], graph.num_edges
+    if isinstance(filter, RadialTable):
+        r = graph.distance.to(x.dtype) if distance is None else distance
+        _check("distance", r, (edges,), x)
+        if weight is not None:
+            _check("weight", weight, (edges,), x)
+        if not filter.exact:
+            table = filter.values()
+            _check("filter", table, (filter.num_knots, 2, columns), x)
+            scale = torch.ones_like(r) if weight is None else weight.contiguous()
+            return ops.table_conv(
+                x.contiguous(), scale, r.contiguous(), table.contiguous(), *ops.rows(graph), filter.minimum,
+                filter.spacing, 0,
+            )  # fmt: skip
+        each: Tensor = filter(r) if weight is None else filter(r) * weight[:, None]
+    elif distance is not None or weight is not None:
+        name = "distance" if distance is not None else "weight"
+        raise ValueError(f"{name} must be None where filter is a tensor, got a tensor")
+    else:
+        each = filter
+    _check("filter", each, (edges, columns), x)
+    return ops.conv(x.contiguous(), each.contiguous(), *ops.rows(graph))
+
+
+def _check(name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
+    """Refuse what has not this shape, None being any size, or not the dtype and device of ``like``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dim() != len(shape) or any(
+        want is not None and have != want for have, want in zip(x.shape, shape, strict=True)
+    ):
+        want = ", ".join("F" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({want}), got {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
+    if x.device != like.device:
+        raise TypeError(f"{name} must be on the device of x, {like.device}, got {x.device}")

@@ -159,7 +159,7 @@ def fill(readme, rows):
 
 
 def curves(plots, path):
-    """Lines over time, which is on a log scale: one panel for each plot."""
+    """Lines, over time on a log scale unless the plot says another: one panel for each plot."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -171,10 +171,11 @@ def curves(plots, path):
         ax.set_xlabel(content["x"], fontsize=8)
         ax.set_ylabel(content["y"], fontsize=8)
         ax.tick_params(labelsize=7)
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.xaxis.set_minor_locator(NullLocator())
+        if content.get("scale", "log") == "log":
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            ax.xaxis.set_minor_locator(NullLocator())
     figure.axes[0].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

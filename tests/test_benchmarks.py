@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -254,24 +256,62 @@ def test_density_experiment_goes_on_where_it_stopped(tmp_path):
     assert list(content["results"]) == ["synthetic 8", "synthetic 12"]
     for row, (name, run) in zip(content["tables"][0]["rows"], content["results"].items(), strict=True):
         assert row[:2] == [name, f"**{run['test']:.2f}** ± {run['error']:.2f}"]
+        assert row[3] == ""
         assert -0.6932 * run["variables"] < run["test"] < -2
         assert run["seconds"] < 30
+    run_quick("densities_spn", "--em", "--output", str(path))
+    content = json.loads(path.read_text())
+    for row, run in zip(content["tables"][0]["rows"], content["results"].values(), strict=True):
+        assert row[3].strip("*") == f"{run['em']['test']:.2f}"
+        assert run["em"]["iterations"] > 0
 
 
 def test_density_table_marks_the_best_and_counts():
     densities = load("densities_spn")
     run = {"error": 0.01, "seconds": 9.0, "sweeps": 100, "r_hat": 1.0}
-    results = {"nltcs": run | {"test": -5.994}, "dna": run | {"test": -80.0}}
+    results = {"nltcs": run | {"test": -5.994}, "dna": run | {"test": -80.0, "em": {"test": -79.5, "seconds": 5.0}}}
     rows = densities.table(results)
-    assert len(rows[0]) == len(densities.METHODS) + 5
-    assert rows[0][:3] == ["nltcs", "**-5.99** ± 0.01", "-6.11"]
-    assert rows[0][9] == "**-5.99**"
-    assert rows[1][1] == "-80.00 ± 0.01"
+    assert len(rows[0]) == len(densities.METHODS) + 7
+    assert rows[0][:5] == ["nltcs", "**-5.99** ± 0.01", "-6.00", "", "-6.11"]
+    assert rows[0][11] == "**-5.99**"
+    assert rows[1][1:4] == ["-80.00 ± 0.01", "-79.60", "-79.50"]
+    assert densities.reached(results).endswith(": 1 of 2.")
     counted = {method: row for method, *row in densities.counted(results)}
+    assert counted["EM, here"] == ["0", "0"]
     assert counted["LearnSPN"] == ["2", "0"]
     assert counted["HCLT, EM"] == ["0", "1"]
     assert {len(x) for x in densities.PUBLISHED.values()} == {len(densities.METHODS)}
     assert len(densities.PUBLISHED) == 20
+
+
+def test_mixed_experiment(tmp_path):
+    path = tmp_path / "spn_mixed.json"
+    run_quick("mixed_spn", "--output", str(path))
+    content = json.loads(path.read_text())
+    found = content["results"]["wine"]["models"]
+    for name in ("BayesSPN", "EM", "Gaussian mixture"):
+        assert found[name]["rmse"] < 0.9 * found["columns alone"]["rmse"], name
+        assert found[name]["wrong"] < found["columns alone"]["wrong"], name
+    assert found["BayesSPN"]["all"] > found["BayesSPN"]["real"] - 1.1  # three classes
+    assert found["BayesSPN"]["calibration"]["categories_off"] < 0.2
+    assert all(abs(level - inside) < 0.25 for level, inside in found["BayesSPN"]["calibration"]["numbers"])
+    load("report").page(path, content, tmp_path)
+    assert "![Sum-product networks on mixed tables](plots/spn_mixed.png)" in (tmp_path / "spn_mixed.md").read_text()
+
+
+def test_mixture_fills_in_what_a_gaussian_knows():
+    mixed = load("mixed_spn")
+    g = np.random.default_rng(0)
+    x = g.normal(size=(500, 1))
+    table = pd.DataFrame({"a": x[:, 0], "b": 2 * x[:, 0] + 1 + 0.01 * g.normal(size=500)})
+    coded = mixed.Coded(table)
+    model = mixed.Mixture(coded, coded(table), range(2))
+    asked = np.array([[0.5, np.nan], [np.nan, 1.0]])
+    np.testing.assert_allclose(model.completed(asked), [[0.5, 2.0], [0.0, 1.0]], atol=0.05)
+    whole = model.score(coded(table))
+    assert whole == pytest.approx(
+        float(np.mean(model.model.score_samples(model.wide(coded(table))))) - np.log(model.scale).sum()
+    )
 
 
 def test_sweep_gate_refuses_what_errs_more_than_it_may():

@@ -127,7 +127,9 @@ def test_resumed_is_uninterrupted(options, tmp_path):
     assert torch.equal(loaded.log_prob(X), part.log_prob(X))
     loaded.resume(X, 19)
     assert torch.equal(loaded.log_prob(X), whole.log_prob(X))
-    assert torch.equal(loaded.diagnostics().log_joint, whole.diagnostics().log_joint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so short a chain has not mixed
+        assert torch.equal(loaded.diagnostics().log_joint, whole.diagnostics().log_joint)
     with pytest.raises(ValueError, match="X must be the table that was fitted"):
         loaded.resume(X[:-1], 1)
 
@@ -278,7 +280,9 @@ def test_climbing_finds_the_masses_and_never_descends():
         np.array([rng.multinomial(50, rng.dirichlet(float(masses[g]) * part)) for g in group], dtype=np.float64)
     )
     set_, child = torch.nonzero(counts).unbind(1)
-    shares = Shares(counts.sum(1), group, counts[set_, child], torch.tensor(part)[child], group[set_], 0.5)
+    seen = counts[set_, child]
+    one, each = torch.ones(len(group)).double(), torch.ones(len(seen)).double()
+    shares = Shares(counts.sum(1), group, one, seen, torch.tensor(part)[child], group[set_], each, 0.5)
     x, before = torch.ones(3, dtype=torch.float64), torch.full((3,), -math.inf, dtype=torch.float64)
     for _ in range(200):
         now = shares.density(x.log()) - x.log()  # the density of x
@@ -298,8 +302,8 @@ def test_a_step_looks_at_some_leaves_of_each_column():
     counts.leaves[::2] = torch.arange(1, len(counts.leaves) // 2 + 1)
     order = uniforms(0, 0, net.structure.num_leaves, 1)[0]
     every, some = hyper.of_leaves(counts), hyper.of_leaves(counts, order)
-    assert every.group.bincount().tolist() == [480] * 6
-    assert some.group.bincount().tolist() == [256] * 6
+    assert every.group.bincount(every.sets).tolist() == [480] * 6
+    assert some.group.bincount(some.sets).tolist() == [256] * 6
     kept = dict(zip(every.seen.tolist(), every.part.tolist(), strict=True))
     assert [kept[x] for x in some.seen.tolist()] == some.part.tolist()
     other = hyper.of_leaves(counts, uniforms(0, 1, net.structure.num_leaves, 1)[0])

@@ -1,4 +1,4 @@
-"""Parameters, choices and rows drawn from their joint law: Gibbs steps must leave it as it is, and posteriors fit it."""
+"""Parameters, choices and rows from their joint law: Gibbs steps leave it as it is, and posteriors fit it."""
 
 import functools
 import math

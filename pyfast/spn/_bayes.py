@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 
 from pyfast import _ranks
+from pyfast.spn import _scikit
 from pyfast.spn._chain import Chain, Plan, State
 from pyfast.spn._columns import Columns
-from pyfast.spn._diagnostics import effective_size, split_r_hat
+from pyfast.spn._diagnostics import effective_size, plot, split_r_hat
 from pyfast.spn._fit import Categorical
-from pyfast.spn._hclt import hclt
 from pyfast.spn._hyper import Hyper, uniforms
 from pyfast.spn._network import PARAMETERS, SAMPLE_STATE, Counts, Law, Network, Parameters, purpose
-from pyfast.spn._rat import rat
+from pyfast.spn._planner import structure_for, sweeps_for, warm_for
 from pyfast.spn._rows import unique_rows
 from pyfast.spn._structure import Structure
-from pyfast.spn._tree import tree
 
-_WORK = 1.2e12  # multiplications that a default fit may take: about a minute on two cores without AVX-512
 _SAME = ("X", "the estimator's arguments")  # on all ranks
 _KERNELS = ("auto", "block", "topdown", "levels", "isir", "informed")
 
@@ -60,6 +58,8 @@ class BayesSPN:
         hidden: states per hidden variable of "hclt", or components per region of "rat"; None chooses by the size of the
             table.
         sweeps: Gibbs sweeps of each chain; None chooses by the size of the table.
+        warm: iterations of expectation maximisation before the first block sweep, for chains may begin anywhere; None
+            chooses by the size of the table. On hidden trees they begin at a clustering of the rows.
         burn: share of the sweeps that are thrown away, in [0, 1).
         chains: independent chains.
         states: number of states kept, over all chains.
@@ -108,6 +108,7 @@ class BayesSPN:
         columns: str | Categorical | Sequence[str | Categorical] = "auto",
         hidden: int | None = None,
         sweeps: int | None = None,
+        warm: int | None = None,
         burn: float = 0.5,
         chains: int = 2,
         states: int = 20,
@@ -125,6 +126,7 @@ class BayesSPN:
         self.columns = columns
         self.hidden = hidden
         self.sweeps = sweeps
+        self.warm = warm
         self.burn = burn
         self.chains = chains
         self.states = states
@@ -154,6 +156,9 @@ class BayesSPN:
                 raise ValueError(f"params must be among {sorted(known)}, got {name}")
             setattr(self, name, value)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        return _scikit.tags()
 
     def __repr__(self) -> str:
         default = type(self)().get_params()
@@ -194,10 +199,12 @@ class BayesSPN:
         if len(encoded) == 0 or encoded.shape[1] == 0:
             raise ValueError(f"X must have at least one row and one column, got shape {tuple(encoded.shape)}")
         rows = unique_rows(encoded)
-        structure, sweeps = self._plan_sizes(X, columns, len(rows.rows))
+        different = self.chains * len(rows.rows)
+        structure = structure_for(self.structure, X, columns, self.hidden, different)
+        sweeps = self.sweeps or sweeps_for(structure, different)
         network = Network(structure, columns)
         self._until = int(self.burn * sweeps)
-        plan = self._plan(structure, group)
+        plan = self._plan(structure, group, warm_for(structure, different) if self.warm is None else self.warm)
         self.__dict__.pop("states_", None)  # of an earlier fit, whatever becomes of this one
         self._hyper = Hyper(network, columns, self.mass, self.kappa)
         chains = [
@@ -518,6 +525,20 @@ class BayesSPN:
             warnings.warn(f"the root moves in {made} of {tried} tries; take another kernel", stacklevel=2)
         return found
 
+    def plot(self) -> Any:
+        """How the chains went: each one's log joint density a row after every sweep, and how moves were accepted.
+
+        Returns:
+            The matplotlib figure (needs the extra "plot"); the sweeps that were thrown away are shaded.
+
+        Raises:
+            ValueError: if there was no fit.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the figure shows it
+            found = self.diagnostics()
+        return plot(found.log_joint / self.num_rows_, self._burned, found.r_hat, found.effective_size, found.accepted)
+
     def _fitted(self) -> "BayesSPN":
         if not hasattr(self, "states_"):
             raise ValueError("fit must be called first")
@@ -558,10 +579,10 @@ class BayesSPN:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("hidden", "sweeps"):
+        for name, least in (("hidden", 1), ("sweeps", 1), ("warm", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
         if not 0 <= self.burn < 1 or (self.burn == 0 and self.hyper == "eb"):
             raise ValueError(f"burn must be in [0, 1), above 0 for hyper='eb', got {self.burn}")
         for name in ("mass", "kappa"):
@@ -570,31 +591,15 @@ class BayesSPN:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
 
-    def _plan_sizes(self, X: Any, columns: Columns, rows: int) -> tuple[Structure, int]:
-        """The structure, and how many sweeps of it are worth their time."""
-        d = len(columns)
-        if isinstance(self.structure, Structure):
-            if self.structure.num_variables != d:
-                raise ValueError(f"X must have {self.structure.num_variables} columns, got {d}")
-            structure = self.structure
-        elif self.structure == "tree":
-            structure = tree(d, sum_children=2, product_children=2)
-        elif self.structure == "rat":
-            size = self.hidden or 12
-            structure = rat(d, replicas=8, depth=max(1, min(3, int(math.log2(max(d, 2))))), sums=size, leaves=size)
-        else:
-            sizes = [k for k in (64, 32, 16, 8) if 200 * self.chains * rows * d * k * k <= _WORK]
-            structure = hclt(X, self.hidden or (sizes or [4])[0], columns)
-        cost = self.chains * rows * (structure.num_weights + structure.num_leaves)
-        return structure, self.sweeps or max(100, min(1000, int(_WORK / cost)))
-
-    def _plan(self, structure: Structure, group: Any = None) -> Plan:
+    def _plan(self, structure: Structure, group: Any = None, warm: int = 0) -> Plan:
         huge = len(structure.program) == 0 and structure.num_weights > 100_000
         kernel = ("isir" if huge else "block") if self.kernel == "auto" else self.kernel
         collapsed = self.mode == "collapsed" or (self.mode == "auto" and kernel != "block")
         if group is not None and (kernel != "block" or collapsed):
             raise ValueError(f"kernel must be block, and its mode instantiated, with group, got {kernel}, {self.mode}")
-        return Plan(kernel, collapsed, self.lookahead, self.candidates, self.hyper, self._until)
+        return Plan(
+            kernel, collapsed, self.lookahead, self.candidates, self.hyper, warm * (kernel == "block"), self._until
+        )
 
 
 def _progress(sweeps: int) -> Any:

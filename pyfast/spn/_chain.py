@@ -10,6 +10,8 @@ from pyfast.spn._columns import Columns
 from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import CHOICES, HYPER, ORDER, PARAMETERS, START, Counts, Law, Network, Parameters, purpose
 from pyfast.spn._rows import UniqueRows
+from pyfast.spn._start import clustered
+from pyfast.spn._update import Update
 
 _SAMPLES = 1 << 27  # samples times variables times height in one call, so that Ctrl-C need not wait long
 
@@ -22,6 +24,7 @@ class Plan(NamedTuple):
     lookahead: int
     candidates: int
     hyper: str
+    warm: int = 0  # iterations of EM before the first sweep
     until: int = 0  # after so many sweeps empirical Bayes stays where it is
     every: int = 2  # sweeps between moves of the hyperparameters
 
@@ -123,8 +126,19 @@ class Chain:
         return self._network.draw(self.counts, law, self._seed, self._what(PARAMETERS))
 
     def _start(self) -> Parameters:
-        """Any start is right. This one has uneven weights, and tables between the data's frequencies and chance."""
+        """Any start is right. This one is near where most of the posterior is, if it can be."""
         law, what = self.law, self._what(START)
+        counts = clustered(self._network, self._rows, self._seed, what)
+        drawn = self._uneven(what) if counts is None else self._network.draw(counts, law, self._seed, what)
+        if self._plan.warm:
+            update = Update(self._network, self._columns, 1.0)
+            for _ in range(self._plan.warm):
+                drawn = update(drawn, self._rows.rows, self._rows.multiplicity.double())
+        return drawn
+
+    def _uneven(self, what: int) -> Parameters:
+        """Uneven weights, and tables between the data's frequencies and chance."""
+        law = self.law
         spread = Law(torch.where(law.alpha > 0, 0.3, law.alpha), law.prior)
         drawn = self._network.draw(self._network.no_counts(), spread, self._seed, what)
         flat = self._network.draw(

@@ -1,6 +1,7 @@
 """Convergence of several chains of one number."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,3 +39,24 @@ def effective_size(x: Tensor) -> float:
     pairs = pairs[: int(negative[0])] if len(negative) else pairs
     time = -1 + 2 * float(pairs.cummin(0).values.sum()) if len(pairs) else 1.0
     return float(min(chains * n / max(time, 1e-300), chains * n * math.log10(chains * n)))
+
+
+def plot(trace: Tensor, burned: int, r_hat: float, size: float, accepted: Tensor) -> Any:
+    """Figure of (chains, sweeps), with (heights, 2) moves tried and made beside it where there are any."""
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
+
+    figure = Figure(figsize=(10 if len(accepted) else 7, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, 2 if len(accepted) else 1, squeeze=False)[0]
+    for chain, values in enumerate(trace):
+        axes[0].plot(range(1, len(values) + 1), values, lw=1, label=f"chain {chain}")
+    axes[0].axvspan(1, max(burned, 1), color="0.9", label="thrown away")
+    late = trace[:, trace.shape[1] // 10 :]
+    low, high = float(late.min()), float(late.max())
+    axes[0].set_ylim(low - 0.1 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
+    axes[0].set(xlabel="sweep", ylabel="log joint density a row", title=f"split R-hat {r_hat:.2f}, size {size:.0f}")
+    axes[0].legend(loc="lower right", fontsize="small")
+    if len(accepted):
+        share = (accepted[:, 1] / accepted[:, 0].clamp_min(1)).tolist()
+        axes[1].bar(range(len(share)), share)
+        axes[1].set(xlabel="height of the sum", ylabel="moves made / tried", ylim=(0, 1))
+    return figure

@@ -9,19 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyfast.spn import _operators
+from pyfast.spn import _scikit
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import Categorical
-from pyfast.spn._hclt import hclt
-from pyfast.spn._network import Network, Parameters
-from pyfast.spn._parameters import EXPONENTIAL, GAUSSIAN, POISSON, TABLE, start
-from pyfast.spn._rat import rat
-from pyfast.spn._rows import unique_rows
+from pyfast.spn._hyper import Hyper
+from pyfast.spn._network import START, Network, Parameters, purpose
+from pyfast.spn._parameters import start
+from pyfast.spn._planner import structure_for
+from pyfast.spn._rows import UniqueRows, unique_rows
 from pyfast.spn._spn import SPN
+from pyfast.spn._start import clustered
 from pyfast.spn._structure import Structure
-from pyfast.spn._tree import tree
-
-_FLOOR = 1e-4  # of a leaf's variance, and of its mean where that must be positive, relative to the column's
+from pyfast.spn._update import Update
 
 
 class EM:
@@ -33,7 +32,8 @@ class EM:
     Args:
         structure: "hclt" (a hidden Chow-Liu tree of the data), "rat", "tree" or a :class:`Structure`.
         columns: kinds of columns, as :meth:`Columns.fit_encoding` takes them.
-        hidden: states per hidden variable of "hclt", or components per region of "rat".
+        hidden: states per hidden variable of "hclt", or components per region of "rat"; None chooses by the size of the
+            table.
         iterations: at most so many.
         smoothing: rows that every sum and every leaf has seen before the data: evenly shared by a sum's children, and
             like the column as a whole at a leaf. 0 is maximum likelihood.
@@ -66,7 +66,7 @@ class EM:
         self,
         structure: Structure | Literal["hclt", "rat", "tree"] = "hclt",
         columns: str | Categorical | Sequence[str | Categorical] = "auto",
-        hidden: int = 16,
+        hidden: int | None = None,
         iterations: int = 200,
         smoothing: float = 0.1,
         patience: int = 5,
@@ -101,6 +101,9 @@ class EM:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        return _scikit.tags()
+
     def __repr__(self) -> str:
         default = type(self)().get_params()
         changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not default[k] and v != default[k])
@@ -132,12 +135,12 @@ class EM:
         if validation is not None and len(validation) == 0:
             raise ValueError("X_val must have at least one row, got none")
         rows = unique_rows(encoded)
-        structure = self._make_structure(X, columns)
+        structure = structure_for(self.structure, X, columns, self.hidden, len(rows.rows))
         network = Network(structure, columns)
-        update = _Update(network, columns, self.smoothing)
+        update = Update(network, columns, self.smoothing)
         times = rows.multiplicity.double()
         base = columns.log_base(rows.rows) @ times / times.sum()
-        now = best = start(network, columns, self.seed, self.dtype)
+        now = best = self._start(network, columns, rows)
         self.trace_: list[float] = []
         self.trace_val_: list[float] = []
         top, waited = -math.inf, 0
@@ -167,7 +170,9 @@ class EM:
     def _check(self) -> None:
         if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
-        for name, least in (("hidden", 1), ("iterations", 1), ("patience", 0)):
+        if self.hidden is not None and (not isinstance(self.hidden, int) or self.hidden < 1):
+            raise ValueError(f"hidden must be None or an integer of at least 1, got {self.hidden!r}")
+        for name, least in (("iterations", 1), ("patience", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
@@ -179,18 +184,14 @@ class EM:
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
 
-    def _make_structure(self, X: Any, columns: Columns) -> Structure:
-        d = len(columns)
-        if isinstance(self.structure, Structure):
-            if self.structure.num_variables != d:
-                raise ValueError(f"X must have {self.structure.num_variables} columns, got {d}")
-            return self.structure
-        if self.structure == "tree":
-            return tree(d, sum_children=2, product_children=2)
-        if self.structure == "rat":
-            depth = max(1, min(3, int(math.log2(max(d, 2)))))
-            return rat(d, replicas=8, depth=depth, sums=self.hidden, leaves=self.hidden)
-        return hclt(X, self.hidden, columns)
+    def _start(self, network: Network, columns: Columns, rows: UniqueRows) -> Parameters:
+        """Parameters drawn given a clustering of the rows where the structure has one, else from the prior."""
+        what = purpose(START)
+        counts = clustered(network, rows, self.seed, what)
+        if counts is None:
+            return start(network, columns, self.seed, self.dtype)
+        hyper = Hyper(network, columns, 1.0, 2.0)
+        return network.draw(counts, network.law(hyper.mass, hyper.prior()), self.seed, what, self.dtype)
 
     def _fitted(self) -> SPN:
         if not hasattr(self, "network_"):
@@ -222,78 +223,3 @@ class EM:
     def mpe(self, X: Any) -> Any:
         """The most probable completion of each row; see :meth:`SPN.mpe`."""
         return self._fitted().mpe(X)
-
-
-class _Update:
-    """One iteration: expected statistics from the derivatives of the likelihood, then the best parameters for them."""
-
-    def __init__(self, network: Network, columns: Columns, smoothing: float) -> None:
-        self._network, self._smoothing = network, smoothing
-        structure = network.structure
-        self._of = network.weight_sum
-        self._share = smoothing / network.num_children.double()[self._of]
-        variable = structure.variable[structure.kind == 0].long()
-        family, width = columns.family[variable], columns.width[variable]
-        first = columns.width.cumsum(0) - columns.width  # of a column's summary
-        in_table = (family == TABLE).repeat_interleave(width)
-        self._leaf = torch.arange(len(family)).repeat_interleave(width)[in_table]  # of each number of a table
-        self._table = torch.nonzero(in_table).flatten()
-        inside = self._table - network.leaf_first[self._leaf]
-        counts = columns.summary[first[variable[self._leaf]] + inside] + 1.0 / width[self._leaf]
-        self._prior = smoothing * counts / _totals(counts, self._leaf, len(family))
-        self._num_leaves = len(family)
-        self._at = {f: network.leaf_first[:-1][family == f] for f in (GAUSSIAN, POISSON, EXPONENTIAL)}
-        of = {f: first[variable[family == f]] for f in self._at}
-        self._mean = {f: columns.summary[of[f] + 1] for f in of}
-        self._variance = {f: columns.summary[of[f] + 2] for f in of}
-
-    def __call__(self, now: Parameters, rows: Tensor, times: Tensor) -> Parameters:
-        weights, leaves = now.weights.double(), now.leaves.double().clone()
-        dweights, dleaves = torch.zeros_like(weights), torch.zeros_like(leaves)
-        for part in self._network.slices(len(rows)):
-            some = times[part], rows[part], now.weights, now.leaves
-            for total, found in zip(
-                (dweights, dleaves), _operators.log_prob_backward(*some, self._network.graph), strict=True
-            ):
-                total += found
-        flow = weights * dweights + self._share
-        total = _totals(flow, self._of, self._network.structure.num_sums)
-        weights = torch.where(total > 0, flow / total, weights)
-        seen = dleaves[self._table] + self._prior
-        total = _totals(seen, self._leaf, self._num_leaves)
-        leaves[self._table] = torch.where(total > 0, (seen / total).log(), leaves[self._table])
-        self._gaussians(leaves, dleaves)
-        self._rates(leaves, dleaves)
-        return Parameters(weights.to(now.weights.dtype), leaves.to(now.leaves.dtype))
-
-    def _gaussians(self, leaves: Tensor, found: Tensor) -> None:
-        at, s = self._at[GAUSSIAN], self._smoothing
-        mean, variance = self._mean[GAUSSIAN], self._variance[GAUSSIAN]
-        old, n = leaves[at + 3], found[at]
-        moved = found[at + 3] / (-2 * leaves[at + 2])  # sum of x - m
-        total = n + s
-        shift = (moved + s * (mean - old)) / total  # of the mean
-        squares = found[at + 2] + s * (variance + (mean - old) ** 2)
-        floor = _FLOOR * torch.where(variance > 0, variance, 1.0)
-        new = torch.maximum(squares / total - shift**2, floor)
-        seen = total > 0
-        leaves[at] = torch.where(seen, -0.5 * (2 * math.pi * new).log(), leaves[at])
-        leaves[at + 2] = torch.where(seen, -0.5 / new, leaves[at + 2])
-        leaves[at + 3] = torch.where(seen, old + shift, old)
-
-    def _rates(self, leaves: Tensor, found: Tensor) -> None:
-        for family in (POISSON, EXPONENTIAL):
-            at, s = self._at[family], self._smoothing
-            mean = torch.where(self._mean[family] > 0, self._mean[family], 1.0)
-            total = found[at] + s
-            value = torch.maximum((found[at + 1] + s * mean) / total, _FLOOR * mean)
-            rate, linear = (value, value.log()) if family == POISSON else (-value.log(), -1 / value)
-            seen = total > 0
-            constant = -rate if family == POISSON else rate
-            leaves[at] = torch.where(seen, constant, leaves[at])
-            leaves[at + 1] = torch.where(seen, linear, leaves[at + 1])
-
-
-def _totals(x: Tensor, group: Tensor, groups: int) -> Tensor:
-    """For each number, the sum of its group."""
-    return torch.zeros(groups, dtype=x.dtype).index_add_(0, group, x)[group]

@@ -13,24 +13,27 @@ from pyfast.spn._network import Counts, Network
 _TABLE = 0
 _STEPS_OUT, _STEPS_IN = 8, 40
 _LEAVES = 256  # of a column that one step of empirical Bayes looks at
+_SMALL = 64  # counts below are many, and often equal
 
 
 class Shares(NamedTuple):
     """Counts whose probabilities are Dirichlet: in sets, each with its group's mass x, shared in fixed parts.
 
-    x is Gamma(2, 1 / rate) before data.
+    x is Gamma(2, 1 / rate) before data. What is equal stands here once.
 
     Attributes:
-        total, group: (sets,): of counts, and whose mass it has.
-        seen, part, of: (positive counts,): itself, its share of the mass, and its group.
+        total, group, sets: (different sets,): of counts, whose mass it has, and how many there are.
+        seen, part, of, times: (different positive counts,): itself, its share of the mass, its group, and how many.
         rate: of the Gamma distribution.
     """
 
     total: Tensor
     group: Tensor
+    sets: Tensor
     seen: Tensor
     part: Tensor
     of: Tensor
+    times: Tensor
     rate: float
 
     def density(self, log_x: Tensor) -> Tensor:
@@ -38,8 +41,8 @@ class Shares(NamedTuple):
         x = log_x.exp()
         whole, part = x[self.group], x[self.of] * self.part
         out = 2 * log_x - x * self.rate
-        out = out.index_add(0, self.group, torch.lgamma(whole) - torch.lgamma(whole + self.total))
-        return out.index_add(0, self.of, torch.lgamma(part + self.seen) - torch.lgamma(part))
+        out = out.index_add(0, self.group, self.sets * (torch.lgamma(whole) - torch.lgamma(whole + self.total)))
+        return out.index_add(0, self.of, self.times * (torch.lgamma(part + self.seen) - torch.lgamma(part)))
 
     def climb(self, x: Tensor) -> Tensor:
         """Masses whose posterior (of x, not of its logarithm) is higher: the top of a bound that touches it at x.
@@ -48,9 +51,11 @@ class Shares(NamedTuple):
         """
         whole, part = x[self.group], x[self.of] * self.part
         slope = torch.full_like(x, self.rate)
-        slope = slope.index_add(0, self.group, torch.digamma(whole + self.total) - torch.digamma(whole))
+        steps = torch.digamma(whole + self.total) - torch.digamma(whole)
+        slope = slope.index_add(0, self.group, self.sets * steps)
         power = torch.ones_like(x)
-        power = power.index_add(0, self.of, part * (torch.digamma(part + self.seen) - torch.digamma(part)))
+        steps = part * (torch.digamma(part + self.seen) - torch.digamma(part))
+        power = power.index_add(0, self.of, self.times * steps)
         return power / slope
 
 
@@ -81,6 +86,8 @@ class Hyper:
         self._leaf, self._variable = self._leaf[self._counted], variable
         self.in_tables = torch.zeros(int(network.leaf_first[-1]), dtype=torch.bool)
         self.in_tables[self._counted] = True
+        # sums whose children have equal shares of equal masses
+        self._sorts, self._sort = torch.stack([network.layer, network.num_children]).unique(dim=1, return_inverse=True)
 
     def prior(self, kappa: Tensor | None = None) -> Tensor:
         kappa = self.kappa if kappa is None else kappa
@@ -113,23 +120,22 @@ class Hyper:
     def of_sums(self, counts: Counts) -> Shares:
         """What the sums have sent to their children, by layer."""
         network = self._network
-        seen = torch.nonzero(counts.weights).flatten()
-        count, of = counts.weights[seen].double(), network.weight_sum[seen]
-        total = torch.zeros(len(network.sums), dtype=torch.float64).index_add_(0, of, count)
-        visited = torch.nonzero(total).flatten()
-        part = 1.0 / network.num_children[of].double()
-        return Shares(total[visited], network.layer[visited], count, part, network.layer[of], 1.0)
+        total = torch.zeros(len(network.sums), dtype=torch.int64).index_add_(0, network.weight_sum, counts.weights)
+        group, whole, sets = _tally(network.layer, total)
+        sort, seen, times = _tally(self._sort[network.weight_sum], counts.weights)
+        layer, children = self._sorts[:, sort]
+        return Shares(whole, group, sets, seen, 1.0 / children.double(), layer, times, 1.0)
 
     def of_leaves(self, counts: Counts, order: Tensor | None = None) -> Shares:
         """What the tables have seen, by column; of some leaves of each only, the first in an ``order``, if given."""
-        count = counts.leaves[self._counted].double()
-        total = torch.zeros(len(self._variable), dtype=torch.float64).index_add_(0, self._leaf, count)
+        count, place = counts.leaves[self._counted], self._place
+        total = torch.zeros(len(self._variable), dtype=torch.int64).index_add_(0, self._leaf, count)
         if order is not None:
             total = torch.where(self._first(total > 0, order), total, 0)
-        visited = torch.nonzero(total).flatten()
-        some = torch.nonzero((count > 0) & (total[self._leaf] > 0)).flatten()
-        part, of = self._base[self._place[some]], self._variable[self._leaf[some]]
-        return Shares(total[visited], self._variable[visited], count[some], part, of, 0.5)
+            count = torch.where(total[self._leaf] > 0, count, 0)
+        group, whole, sets = _tally(self._variable, total)
+        place, seen, times = _tally(place, count)
+        return Shares(whole, group, sets, seen, self._base[place], self._column[place], times, 0.5)
 
     def _first(self, able: Tensor, order: Tensor) -> Tensor:
         """Which leaves are among the first of their column that are able."""
@@ -143,6 +149,16 @@ class Hyper:
         return out
 
 
+def _tally(kind: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positive counts and their kinds, small equal ones once; and how many of each there are, as float64."""
+    large = torch.nonzero(count >= _SMALL).flatten()
+    times = (kind * _SMALL + count)[count < _SMALL].bincount()
+    small = torch.nonzero(times).flatten()
+    small = small[small % _SMALL > 0]
+    times = torch.cat([times[small].double(), torch.ones(len(large), dtype=torch.float64)])
+    return torch.cat([small // _SMALL, kind[large]]), torch.cat([small % _SMALL, count[large]]).double(), times
+
+
 def _slice(density: Callable[[Tensor], Tensor], x: Tensor, seed: int, what: int) -> Tensor:
     """Neal, "Slice sampling", 2003: stepping out by 1 and shrinking, all coordinates side by side and independent."""
     n = len(x)
@@ -154,8 +170,11 @@ def _slice(density: Callable[[Tensor], Tensor], x: Tensor, seed: int, what: int)
     right = left + 1
     to_the_left = (draws[2] * _STEPS_OUT).floor()  # so many steps may go left, the others right
     for step in range(_STEPS_OUT):
-        left = torch.where((step < to_the_left) & (density(left) > level), left - 1, left)
-        right = torch.where((step < _STEPS_OUT - 1 - to_the_left) & (density(right) > level), right + 1, right)
+        go_left = (step < to_the_left) & (density(left) > level)
+        go_right = (step < _STEPS_OUT - 1 - to_the_left) & (density(right) > level)
+        if not (go_left | go_right).any():
+            break
+        left, right = left - go_left.double(), right + go_right.double()
     found, done = x, torch.zeros(n, dtype=torch.bool)
     for u in draws[3:]:
         tried = left + u * (right - left)

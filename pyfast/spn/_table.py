@@ -53,7 +53,8 @@ class Table:
                 a = np.asarray(x, dtype=object)  # lists keep their numbers beside strings
             x, self._dtype = a, str(a.dtype)
         else:
-            raise TypeError(f"X must be an array, a tensor, a DataFrame or a list of rows, got {type(x).__name__}")
+            got = "a sparse " * hasattr(x, "tocsr") + type(x).__name__
+            raise TypeError(f"X must be an array, a tensor, a DataFrame or a list of rows, got {got}")
         if x.ndim != 2:
             raise ValueError(f"X must have two dimensions, got shape {tuple(x.shape)}")
         if x.dtype.kind in "biuf":

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from pyfast.linear_attention import _operators as ops
+from pyfast.linear_attention import _sums
+from pyfast.linear_attention._shapes import exact, heads, spread, wide
 
 _NAMES = "q", "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -117,18 +119,18 @@ def attention(
             _parallel.refuse(group)
         raise
     if decay is not None:
-        decay = decay if decay.dtype == torch.float64 == q.dtype else decay.to(ops.wide(q))
+        decay = decay if decay.dtype == torch.float64 == q.dtype else decay.to(wide(q))
         decay = decay.expand(*k.shape[:2], -1) if decay.dim() == 1 else decay
     keep = output_final_state and group is None
     ones = normalize and not causal
     kind = q.dtype
     if ones or beta is not None:  # differences and quotients of sums, for which 16 bits would not do
-        q, k, v = (x.to(ops.wide(q)) for x in (q, k, v))
+        q, k, v = (x.to(wide(q)) for x in (q, k, v))
     values = ops.with_ones(v) if ones else v
     write = k
     if beta is not None:
-        h = ops.heads(k, beta)
-        write = ops.spread(beta.to(k.dtype), h).unsqueeze(-1) * ops.spread(k, h)
+        h = heads(k, beta)
+        write = spread(beta.to(k.dtype), h).unsqueeze(-1) * spread(k, h)
     state = initial_state
     if group is not None:
         from pyfast.linear_attention import _parallel
@@ -142,12 +144,12 @@ def attention(
     if not causal:
         ends = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
         try:
-            last = ops.collect(k, values, state, ends) if group is None else total
+            last = _sums.collect(k, values, state, ends) if group is None else total
         except ValueError as error:  # the operator knows but one sequence
             if cu_seqlens_k is None:
                 raise
             raise ValueError(str(error).replace("cu_seqlens", "cu_seqlens_k", 1)) from None
-        result = ops.read(q, last, cu_seqlens, scale)
+        result = _sums.read(q, last, cu_seqlens, scale)
     elif normalize and not ones:
         args = q, k, v, decay, state, cu_seqlens, scale, eps, keep, reverse
         if into:
@@ -156,8 +158,8 @@ def attention(
             result, last, _ = ops.attend_normalized(*args)
     else:
         if beta is not None:
-            values = ops.spread(values, ops.heads(q, k, v))  # each head of q has a state, so its own solution
-            values = values.to(ops.exact(v))
+            values = spread(values, heads(q, k, v))  # each head of q has a state, so its own solution
+            values = values.to(exact(v))
             values, _ = ops.solve(k, write, values, decay, state, cu_seqlens, False, reverse, False)
         flags = scale, 1.0, keep, reverse, False, False, False
         if into:
@@ -168,7 +170,7 @@ def attention(
         result = result[..., :-1] / (result[..., -1:] + eps)
     result = result if result.dtype == kind else result.to(kind)
     if group is not None:
-        last = total.to(ops.wide(q) if initial_state is None else initial_state.dtype)
+        last = total.to(wide(q) if initial_state is None else initial_state.dtype)
     if out is not None and not into:
         result = out.copy_(result)
     return (result, last) if output_final_state else result
@@ -367,8 +369,7 @@ def _check(
         raise ValueError(f"cu_seqlens_k must be given where k has {tk} tokens and q {t}, got None")
     if state is not None:
         n = b if ends is None else ends.shape[0] - 1
-        heads = h if causal else ops.heads(k, v)
-        shape = (n, heads, size, size_v + normalize)
+        shape = (n, h if causal else heads(k, v), size, size_v + normalize)
         if state.shape != shape:
             raise ValueError(f"initial_state must have shape {shape}, got {tuple(state.shape)}")
         if state.dtype != torch.float64 and (state.dtype != torch.float32 or dtype == torch.float64):

@@ -11,47 +11,18 @@ rule's triangular system, x_t = v_t - S_{t-1}' p_t with S_t = exp(decay_t) S_{t-
 the transposed one. So every order of derivative, in both modes, is exact, and is computed by the same two kernels.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyfast import _C, _ops
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """What kernels compute in, and the dtype of decays and of states that nobody asked for in float64."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def exact(x: Tensor) -> torch.dtype:
-    """What the delta rule's values are kept in: each corrects the sum of those before, and rounding would add up.
-
-    A processor computes in it at half the speed; a GPU's matrix units would not at all.
-    """
-    return torch.float64 if x.device.type == "cpu" else wide(x)
+from pyfast.linear_attention._shapes import add, exact, gather, heads, spread, wide
+from pyfast.linear_attention._sums import cumulate
 
 
 def _exactly(*tensors: Any) -> list[Any]:
     return [None if x is None else x.to(exact(x)) for x in tensors]
-
-
-def heads(*tensors: Tensor) -> int:
-    """The number of heads: tensors with fewer share each of theirs among several."""
-    sizes = [x.shape[2] for x in tensors]
-    most = max(sizes)
-    return most if all(n and most % n == 0 for n in sizes) else math.lcm(*sizes)
-
-
-def spread(x: Tensor, h: int) -> Tensor:
-    """(B, T, H / g, ...) -> (B, T, H, ...)."""
-    return x if x.shape[2] == h else x.repeat_interleave(h // x.shape[2], 2)
-
-
-def gather(x: Tensor, h: int) -> Tensor:
-    """The adjoint of ``spread``: (B, T, H, ...) -> (B, T, H / g, ...)."""
-    return x if x.shape[2] == h else x.unflatten(2, (h, -1)).sum(3)
 
 
 def _mT(state: Tensor | None) -> Tensor | None:
@@ -160,10 +131,6 @@ def _attend_gradients(
     )
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
 def _decay_tangents(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, ddecay: Tensor, ends: Tensor | None, reverse: bool, late: bool
 ) -> tuple[Tensor, Tensor]:
@@ -193,14 +160,14 @@ def _attend_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tup
         if keep:
             dlast = last * (total.unsqueeze(-2) if columns else total.unsqueeze(-1))
     if dq is not None:
-        dout = _add(dout, attend(dq, k, v, decay, state, ends, read, write, False, *flags[3:])[0])
+        dout = add(dout, attend(dq, k, v, decay, state, ends, read, write, False, *flags[3:])[0])
     if dk is not None or dstate is not None:
         dk = torch.zeros_like(k) if dk is None else dk
         o, end = attend(q, dk, v, decay, dstate, ends, *flags)
-        dout, dlast = _add(dout, o), _add(dlast, end)
+        dout, dlast = add(dout, o), add(dlast, end)
     if dv is not None:
         o, end = attend(q, k, dv.to(v.dtype), decay, None, ends, *flags)
-        dout, dlast = _add(dout, o), _add(dlast, end)
+        dout, dlast = add(dout, o), add(dlast, end)
     dout = None if dout is None else dout.to(out.dtype)
     return dout, dlast.to(last.dtype) if keep and dlast is not None else torch.zeros_like(last)
 
@@ -328,93 +295,13 @@ def _solve_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tupl
         if keep:
             dlast = last * total.unsqueeze(-1)
     if dp is not None:
-        change = _add(change, -attend(dp, k_, x_, decay, state, ends, 1.0, 1.0, False, *flags[3:])[0])
+        change = add(change, -attend(dp, k_, x_, decay, state, ends, 1.0, 1.0, False, *flags[3:])[0])
     if dk is not None:
         o, end = attend(p_, dk, x_, decay, None, ends, *flags)
-        change, dlast = _add(change, -o), _add(dlast, end)
+        change, dlast = add(change, -o), add(dlast, end)
     change = torch.zeros_like(x) if change is None else change.to(x.dtype)
     dx, end = solve(p, k, change, decay, dstate, ends, keep, reverse, late)
-    return dx, _add(dlast, end).to(last.dtype) if keep else end  # type: ignore[union-attr]
-
-
-def _allocate_cumulate(
-    x: Tensor, start: Tensor | None, ends: Tensor | None, reverse: bool, strict: bool
-) -> tuple[Tensor, Tensor]:
-    n = x.shape[0] if ends is None else ends.shape[0] - 1
-    return x.new_empty(x.shape), x.new_empty(n, *x.shape[2:])
-
-
-def _save_cumulate(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[2])
-    ctx.flags = inputs[3:]
-
-
-def _derive_cumulate(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
-    reverse, strict = ctx.flags
-    dx, dstart = cumulate(dout, dtotal, ctx.saved_tensors[0], not reverse, strict)
-    return dx, dstart if ctx.needs_input_grad[1] else None, None, None, None
-
-
-def _cumulate_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], outputs: Any) -> tuple[Tensor, Tensor]:
-    dx = torch.zeros_like(inputs[0]) if tangents[0] is None else tangents[0]
-    return cumulate(dx, tangents[1], *inputs[2:])
-
-
-def _allocate_collect(k: Tensor, v: Tensor, state: Tensor | None, ends: Tensor | None) -> Tensor:
-    n = k.shape[0] if ends is None else ends.shape[0] - 1
-    dtype = wide(k) if state is None else state.dtype
-    return k.new_empty(n, heads(k, v), k.shape[-1], v.shape[-1], dtype=dtype)
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor) or x is None))
-    ctx.rest = [x for x in inputs if isinstance(x, float)]
-
-
-def _derive_collect(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    k, v, _, ends = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    dk = gather(read(v, dout.mT, ends, 1.0), k.shape[2]) if need[0] else None
-    dv = gather(read(k, dout, ends, 1.0), v.shape[2]) if need[1] else None
-    return dk, dv, dout if need[2] else None, None
-
-
-def _collect_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], output: Tensor) -> Tensor:
-    k, v, _, ends = inputs
-    dk, dv, change, _ = tangents
-    if dk is not None:
-        change = collect(dk, v, change, ends)
-    if dv is not None:
-        change = collect(k, dv, change, ends)
-    return change.to(output.dtype)
-
-
-def _allocate_read(q: Tensor, state: Tensor, ends: Tensor | None, scale: float) -> Tensor:
-    return q.new_empty(*q.shape[:2], max(q.shape[2], state.shape[1]), state.shape[-1])
-
-
-def _derive_read(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    q, state, ends = ctx.saved_tensors
-    (scale,) = ctx.rest
-    need = ctx.needs_input_grad
-    dq = gather(read(dout, state.mT, ends, scale), q.shape[2]) if need[0] else None
-    dstate = None
-    if need[1]:
-        dstate = scale * collect(q, dout, None, ends)
-        h = state.shape[1]
-        dstate = dstate if dstate.shape[1] == h else dstate.unflatten(1, (h, -1)).sum(2)
-    return dq, None if dstate is None else dstate.to(state.dtype), None, None
-
-
-def _read_jvp(inputs: tuple[Any, ...], tangents: tuple[Any, ...], output: Tensor) -> Tensor:
-    q, state, ends, scale = inputs
-    dq, dstate = tangents[:2]
-    change = None if dq is None else read(dq, state, ends, scale)
-    return change if dstate is None else _add(change, read(q, dstate, ends, scale))  # type: ignore[return-value]
-
-
-def _rows_of(ends: int, rows: tuple[int, ...]) -> Any:
-    return lambda *inputs: rows if inputs[ends] is None else ()
+    return dx, add(dlast, end).to(last.dtype) if keep else end  # type: ignore[union-attr]
 
 
 attend = _ops.define(
@@ -458,33 +345,6 @@ solve = _ops.define(
     _derive_solve,
     rows=_rows,
     jvp=_solve_jvp,
-)
-cumulate = _ops.define(
-    "linear_attention",
-    "cumulate(Tensor x, Tensor? start, Tensor? cu_seqlens, bool reverse, bool strict) -> (Tensor, Tensor)",
-    _allocate_cumulate,
-    _save_cumulate,
-    _derive_cumulate,
-    rows=_rows_of(2, (0, 1)),
-    jvp=_cumulate_jvp,
-)
-collect = _ops.define(
-    "linear_attention",
-    "collect(Tensor k, Tensor v, Tensor? state, Tensor? cu_seqlens) -> Tensor",
-    _allocate_collect,
-    _save_inputs,
-    _derive_collect,
-    rows=_rows_of(3, (0, 1, 2)),
-    jvp=_collect_jvp,
-)
-read = _ops.define(
-    "linear_attention",
-    "read(Tensor q, Tensor state, Tensor? cu_seqlens, float scale) -> Tensor",
-    _allocate_read,
-    _save_inputs,
-    _derive_read,
-    rows=_rows_of(2, (0, 1)),
-    jvp=_read_jvp,
 )
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyfast import _ranks
 from pyfast.linear_attention import _operators as ops
+from pyfast.linear_attention import _sums
+from pyfast.linear_attention._shapes import heads, spread, wide
 
 _GIVEN = ("None", "a tensor")
 _DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -60,7 +62,7 @@ def states(
         refuse(group)
         raise ValueError("cu_seqlens must be None with group, got a tensor")
     tokens = [x for x in (write, values, decay, erase) if x is not None]
-    width = ops.heads(*tokens)
+    width = heads(*tokens)
     step, own = _own(write, values, decay, erase, width, reverse)
     packed = own.flatten() if step is None else torch.cat([own.flatten(), step.flatten()])
     if not torch.compiler.is_compiling() and not (q.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -103,18 +105,18 @@ def _own(
     zeros = torch.zeros(b, h, k, v, dtype=torch.float64, device=write.device)
     if erase is not None:
         nothing = values.new_zeros(*values.shape[:3], k)
-        both = ops.spread(torch.cat([values, nothing], -1).to(ops.wide(values)), h)
+        both = spread(torch.cat([values, nothing], -1).to(wide(values)), h)
         eye = torch.eye(k, dtype=torch.float64, device=write.device).expand(b, h, k, k)
         start = torch.cat([zeros, eye], -1)  # the columns of a state do not meet
         _, last = ops.solve(erase, write, both, decay, start, None, True, reverse, False)
         return last[..., v:], last[..., :v]
     if decay is None:
-        return None, ops.collect(write, values, zeros[:, : ops.heads(write, values)], None)
-    decay = ops.spread(decay if decay.dim() == 4 else decay.unsqueeze(-1), h)
-    rest, _ = ops.cumulate(decay, None, None, not reverse, True)  # of a token, until the end
-    write = ops.spread(write, h).to(decay.dtype) * rest.exp()
+        return None, _sums.collect(write, values, zeros[:, : heads(write, values)], None)
+    decay = spread(decay if decay.dim() == 4 else decay.unsqueeze(-1), h)
+    rest, _ = _sums.cumulate(decay, None, None, not reverse, True)  # of a token, until the end
+    write = spread(write, h).to(decay.dtype) * rest.exp()
     total = decay.sum(1, dtype=torch.float64).exp().unsqueeze(-1)
-    return total, ops.collect(write, values.to(decay.dtype), zeros, None)
+    return total, _sums.collect(write, values.to(decay.dtype), zeros, None)
 
 
 def _agree(numbers: Sequence[int], packed: Tensor, group: Any) -> bool:

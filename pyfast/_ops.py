@@ -226,12 +226,12 @@ def define(
 
 def plain(*tensors: Any) -> bool:
     """Whether an operator of these would only call the CPU's kernel: no gradient, transform, mode or trace."""
-    if _is_compiling() or _func_active() or forward_ad._current_level >= 0:
+    if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or _modes_active() or _profiler_enabled():
         return False
-    try:
-        return _direct(tensors) and not (_grad_enabled() and any(x.requires_grad for x in tensors))
-    except TypeError:  # not a tensor
-        return False
+    for x in tensors:
+        if not isinstance(x, Tensor) or _keys(x).raw_repr() not in _PLAIN:
+            return False
+    return not (_grad_enabled() and _any_requires_grad(*tensors))
 
 
 def _direct(tensors: Iterable[Any]) -> bool:

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 namespace pyfast {
 
@@ -33,6 +35,14 @@ inline const Vector<F>& at(const F* p) {
     return *reinterpret_cast<const Vector<F>*>(p);
 }
 
+// f(0), ..., f(N - 1), each number a constant: what f indexes by it stays in registers.
+template <int N, class Function>
+[[gnu::always_inline]] inline void unroll(Function f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
+
 // M rows by N vectors of a matrix, while it is being summed.
 template <class F, int M, int N>
 struct Tile {
@@ -57,38 +67,49 @@ struct Tile {
     }
 };
 
+// Calls f.operator()<M>(row) for the rows of tiles that make up so many rows, in their order.
+template <class Function>
+[[gnu::always_inline]] inline void for_rows(int64_t rows, Function f) {
+    int64_t row = 0;
+    for (; row + 9 <= rows || row + 6 == rows; row += 6) f.template operator()<6>(row);
+    if (row + 7 <= rows) {  // 7 and 8 in halves: few rows keep the multipliers waiting
+        f.template operator()<4>(row);
+        row += 4;
+    }
+    switch (rows - row) {
+        case 1:
+            f.template operator()<1>(row);
+            break;
+        case 2:
+            f.template operator()<2>(row);
+            break;
+        case 3:
+            f.template operator()<3>(row);
+            break;
+        case 4:
+            f.template operator()<4>(row);
+            break;
+        case 5:
+            f.template operator()<5>(row);
+            break;
+    }
+}
+
+// Calls f.operator()<N>(column) for every panel, of N vectors of columns.
+template <class F, class Function>
+[[gnu::always_inline]] inline void for_panels(int64_t columns, Function f) {
+    int64_t column = 0;
+    for (; column + lanes<F> < columns; column += 2 * lanes<F>) f.template operator()<2>(column);
+    if (column < columns) f.template operator()<1>(column);
+}
+
 // Calls f.operator()<M, N>(row, column) for every tile of a matrix whose columns are padded to whole vectors; the tiles
 // of a column in the order of their rows.
 template <class F, class Function>
 [[gnu::always_inline]] inline void for_tiles(int64_t rows, int64_t columns, Function f) {
-    const auto down = [&]<int N>(int64_t column) {
-        int64_t row = 0;
-        for (; row + 9 <= rows || row + 6 == rows; row += 6) f.template operator()<6, N>(row, column);
-        if (row + 7 <= rows) {  // 7 and 8 in halves: few rows keep the multipliers waiting
-            f.template operator()<4, N>(row, column);
-            row += 4;
-        }
-        switch (rows - row) {
-            case 1:
-                f.template operator()<1, N>(row, column);
-                break;
-            case 2:
-                f.template operator()<2, N>(row, column);
-                break;
-            case 3:
-                f.template operator()<3, N>(row, column);
-                break;
-            case 4:
-                f.template operator()<4, N>(row, column);
-                break;
-            case 5:
-                f.template operator()<5, N>(row, column);
-                break;
-        }
-    };
-    int64_t column = 0;
-    for (; column + lanes<F> < columns; column += 2 * lanes<F>) down.template operator()<2>(column);
-    if (column < columns) down.template operator()<1>(column);
+    for_panels<F>(columns, [&]<int N>(int64_t column) {
+        for_rows(rows, [&]<int M>(int64_t row) { f.template operator()<M, N>(row, column); });
+    });
 }
 
 }  // namespace pyfast

@@ -132,50 +132,59 @@ int64_t load_vector_decay(Tokens g, int64_t count, int64_t D, bool late, Work<F>
     return length;
 }
 
-// out (n, V) of the n tokens in w.q, w.k, w.kt, w.v; `decay` says what w holds of it.
-template <bool Solve, bool Strict, class F>
-void read(Work<F>& w, const State<F>& s, int64_t n, Decay decay) {
+// What n tokens say to each other, in w.scores: read q_t' k_u write, and the decay between them where that is one
+// number.
+template <class F>
+void score(Work<F>& w, int64_t n, Decay decay) {
     constexpr int W = lanes<F>;
-    const int64_t K = w.K, wide = w.wide, c = w.c;
-    const F *q = w.q, *kt = w.kt, *v = w.v, *state = s.narrow;
-    F *scores = w.scores, *out = w.out;
+    const int64_t K = w.K, c = w.c;
+    const F *q = w.q, *kt = w.kt;
+    F* scores = w.scores;
     for_tiles<F>(n, padded(n, W), [&]<int M, int N>(int64_t row, int64_t column) {
         if (column >= row + M) return;
         w.ahead.some();
         Tile<F, M, N> tile;
         tile.add(q + row * K, K, 1, kt + column, c, K);
-        for (int m = 0; m < M; ++m)
-            for (int j = 0; j < N; ++j) {
+        unroll<M>([&](auto m) {
+            unroll<N>([&](auto j) {
                 const int64_t place = (row + m) * c + column + j * W;
                 if (decay == Decay::scalar) tile.sum[m][j] *= at(w.gate + place);
                 at(scores + place) = tile.sum[m][j];
-            }
+            });
+        });
     });
-    for_tiles<F>(n, wide, [&]<int M, int N>(int64_t row, int64_t column) {
+}
+
+// out (n, N vectors), at this column, of the n tokens in w.q, w.scores, w.v: what they read from the state and each
+// other.
+template <bool Solve, bool Strict, int N, class F>
+void read(Work<F>& w, const State<F>& s, int64_t n, int64_t column, Decay decay) {
+    constexpr int W = lanes<F>;
+    const int64_t K = w.K, wide = w.wide, c = w.c;
+    const F *v = w.v + column, *state = s.empty ? nullptr : s.narrow + column * K, *up = w.up + column;
+    F* out = w.out + column;
+    for_rows(n, [&]<int M>(int64_t row) {
         w.ahead.some();
+        const F *q = w.q + row * K, *score = w.scores + row * c, *factor = w.read_factor + row;
         Tile<F, M, N> tile;
-        if (!s.empty) tile.add(q + row * K, K, 1, state + column * K, N * W, K);
-        if (decay == Decay::scalar)
-            for (int m = 0; m < M; ++m)
-                for (int j = 0; j < N; ++j) tile.sum[m][j] *= w.read_factor[row + m];
-        tile.add(scores + row * c, c, 1, (Solve ? out : v) + column, wide, row);
+        if (state) tile.add(q, K, 1, state, N * W, K);
+        if (decay == Decay::scalar) unroll<M>([&](auto m) { unroll<N>([&](auto j) { tile.sum[m][j] *= factor[m]; }); });
+        tile.add(score, c, 1, Solve ? out : v, wide, row);
         // The triangle: no token is multiplied by what lies in its future, which may not be finite.
-#pragma GCC unroll 6
-        for (int u = 0; u < M; ++u) {
+        unroll<M>([&](auto u) {
             Vector<F> value[N];
-            for (int j = 0; j < N; ++j) {
-                value[j] = at(v + (row + u) * wide + column + j * W);
-                if (Solve) value[j] = tile.sum[u][j] = value[j] - tile.sum[u][j];
-            }
-#pragma GCC unroll 6
-            for (int m = u + (Solve || Strict); m < M; ++m)
-                for (int j = 0; j < N; ++j) tile.sum[m][j] += scores[(row + m) * c + row + u] * value[j];
-        }
+            unroll<N>([&](auto j) {
+                value[j] = at(v + (row + u) * wide + j * W);
+                if constexpr (Solve) value[j] = tile.sum[u][j] = value[j] - tile.sum[u][j];
+            });
+            unroll<M>([&](auto m) {
+                if constexpr (m >= u + (Solve || Strict))
+                    unroll<N>([&](auto j) { tile.sum[m][j] += score[m * c + row + u] * value[j]; });
+            });
+        });
         if (decay == Decay::columns)
-            for (int m = 0; m < M; ++m)
-                for (int j = 0; j < N; ++j) tile.sum[m][j] *= at(w.up + (row + m) * wide + column + j * W);
-        for (int m = 0; m < M; ++m)
-            for (int j = 0; j < N; ++j) at(out + (row + m) * wide + column + j * W) = tile.sum[m][j];
+            unroll<M>([&](auto m) { unroll<N>([&](auto j) { tile.sum[m][j] *= at(up + (row + m) * wide + j * W); }); });
+        unroll<M>([&](auto m) { unroll<N>([&](auto j) { at(out + (row + m) * wide + j * W) = tile.sum[m][j]; }); });
     });
 }
 
@@ -206,9 +215,8 @@ template <Keep how, class F, int M, int N>
 [[gnu::always_inline]] inline void accumulate(F* sum, bool begun, const Tile<F, M, N>& fresh, const F* keep,
                                               ptrdiff_t step) {
     const auto each = [&](auto f) {
-#pragma GCC unroll 6
-        for (int m = 0; m < M; ++m)
-            for (int j = 0; j < N; ++j) f(at(sum + (m * N + j) * lanes<F>), fresh.sum[m][j], m, j);
+        unroll<M>(
+            [&](auto m) { unroll<N>([&](auto j) { f(at(sum + (m * N + j) * lanes<F>), fresh.sum[m][j], m, j); }); });
     };
     if (!begun)
         each([](Vector<F>& x, const Vector<F>& y, int, int) { x = y; });
@@ -220,34 +228,40 @@ template <Keep how, class F, int M, int N>
         each([=](Vector<F>& x, const Vector<F>& y, int, int j) { x = x * at(keep + j * lanes<F>) + y; });
 }
 
-// Adds n tokens to the state: k (n, K) and values (n, wide), decayed to the end of the chunk. To what tokens read, too,
-// if `look`: there, vectors of decays have the first one behind them already.
-template <Keep how, class F>
-void add(Work<F>& w, State<F>& s, const F* values, int64_t n, bool look) {
+// Adds n tokens, k (n, K) and values (n, wide), decayed to the end of the chunk, to N vectors of columns of the state:
+// to what is recent, and to what tokens read if they `look`; there, vectors of decays have the first one behind them.
+template <Keep how, int N, class F>
+void add(Work<F>& w, State<F>& s, const F* values, int64_t n, bool look, int64_t column) {
     const int64_t K = w.K, wide = w.wide;
     const F *k = w.k, *keep = w.D ? +w.both : &w.keep, *rest = w.D ? +w.last : &w.keep;
-    const ptrdiff_t step = w.D ? 1 : 0;
-    F *narrow = s.narrow, *recent = s.recent;
-    const bool first = s.up_to_date, empty = s.empty;
-    Ahead& ahead = w.ahead;
-    for_tiles<F>(K, wide, [=, &ahead]<int M, int N>(int64_t row, int64_t column) {
-        ahead.some();
+    F *recent = s.recent + column * K, *narrow = s.narrow + column * K;
+    const bool begun = !s.up_to_date, read = !s.empty;
+    for_rows(K, [&]<int M>(int64_t row) {
+        w.ahead.some();
         Tile<F, M, N> tile;
         tile.add(k + row, 1, K, values + column, wide, n);
-        const int64_t place = column * K + row * N * lanes<F>, i = how == Keep::columns ? column : row * step;
-        accumulate<how>(recent + place, !first, tile, keep + i, step);
-        if (look) accumulate<how>(narrow + place, !empty, tile, rest + i, step);
+        const ptrdiff_t step = w.D ? 1 : 0;
+        const int64_t place = row * N * lanes<F>, i = how == Keep::columns ? column : row * step;
+        accumulate<how>(recent + place, begun, tile, keep + i, step);
+        if (look) accumulate<how>(narrow + place, read, tile, rest + i, step);
     });
+}
+
+// The same of the sum of keys, after all else of the chunk.
+template <class F>
+void add_keys(Work<F>& w, State<F>& s, int64_t n, bool look) {
     if (s.whole.key_size) {
+        const int64_t K = w.K;
+        const F *k = w.k, *keep = w.D ? +w.both : &w.keep, *rest = w.D ? +w.last : &w.keep;
+        const ptrdiff_t step = w.D ? 1 : 0;
         F* fresh = w.fresh_keys;
         std::fill_n(fresh, K, F(0));
         for (int64_t t = 0; t < n; ++t)
 #pragma omp simd
             for (int64_t i = 0; i < K; ++i) fresh[i] += k[t * K + i];
         for (int64_t i = 0; i < K; ++i) {
-            const F left = how == Keep::all ? F(1) : keep[i * step], near = how == Keep::all ? F(1) : rest[i * step];
-            s.recent_keys[i] = first ? fresh[i] : s.recent_keys[i] * left + fresh[i];
-            if (look) s.narrow_keys[i] = empty ? fresh[i] : s.narrow_keys[i] * near + fresh[i];
+            s.recent_keys[i] = s.up_to_date ? fresh[i] : s.recent_keys[i] * keep[i * step] + fresh[i];
+            if (look) s.narrow_keys[i] = s.empty ? fresh[i] : s.narrow_keys[i] * rest[i * step] + fresh[i];
         }
     }
     s.up_to_date = false;

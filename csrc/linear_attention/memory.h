@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -70,8 +71,9 @@ void store(const F* from, int64_t stride, int64_t count, int64_t size, Tokens to
     });
 }
 
-// Asks for the tokens that are loaded next, a few at a time between other work: their rows lie far apart, where the
-// processor does not guess, and it can wait for no more than some lines at once.
+// Asks for the tokens that are loaded next, a few lines at a time between other work: the processor does not guess
+// where they lie, and it can wait for no more than some lines at once. All heads of a token at a time: they are
+// neighbours.
 class Ahead {
     struct Stream {
         const char* at;
@@ -81,23 +83,25 @@ class Ahead {
     };
     Stream streams[5];
     int count = 0, stream = 0;
-    int64_t rows = 0;
+    int64_t rows = 0, done = 0;  // rows to go; bytes done of this one
 
   public:
-    void aim(int64_t tokens) { count = stream = 0, rows = tokens; }
-    void follow(Tokens x, int64_t begin, int64_t size, bool written = false) {
-        if (x.data && x.element == 1 && size) {
-            const int64_t bytes = x.dtype.bits / 8;
-            streams[count++] = {x.data + begin * x.token * bytes, x.token * bytes, size * bytes, written};
-        }
+    void aim(int64_t tokens) { count = stream = 0, rows = tokens, done = 0; }
+    // Tokens from `begin` on, of the heads from first to last.
+    void follow(Tokens first, Tokens last, int64_t begin, int64_t size, bool written = false) {
+        if (!first.data || first.element != 1 || !size || !rows) return;
+        const int64_t bytes = first.dtype.bits / 8, row = first.token * bytes;
+        const int64_t span = last.data - first.data + size * bytes;
+        if (span > 0 && span <= std::abs(row)) streams[count++] = {first.data + begin * row, row, span, written};
     }
-    // One row of one stream.
     void some() {
         if (!rows || !count) return;
         Stream& s = streams[stream];
-        for (int64_t i = 0; i < s.bytes; i += 64)
-            s.written ? __builtin_prefetch(s.at + i, 1, 3) : __builtin_prefetch(s.at + i, 0, 2);
-        s.at += s.row;
+        const int64_t end = std::min(done + 256, s.bytes);
+        for (; done < end; done += 64)
+            s.written ? __builtin_prefetch(s.at + done, 1, 3) : __builtin_prefetch(s.at + done, 0, 2);
+        if (done < s.bytes) return;
+        done = 0, s.at += s.row;
         if (++stream == count) stream = 0, --rows;
     }
     void rest() {

@@ -48,16 +48,18 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
     if (ends && B != 1) throw std::invalid_argument("k must have a batch of 1 where cu_seqlens is given");
     if (!N || !H) return;
     with_wide(k, [&]<class F>(F*) {
-        constexpr int64_t length = 32, settles = 128;
+        constexpr int64_t length = 64, settles = 128;
         each_head<F>({ends, B, T, N, H, K, V}, state, length, [&](auto& w, auto& s, int64_t n, int64_t h, int64_t all) {
             const auto x = tokens(k, ends, n, h, H, T, false), y = tokens(v, ends, n, h, H, T, false);
             for (int64_t t = 0; t < all; t += length) {
                 const int64_t count = std::min(length, all - t), next = t + count;
                 w.ahead.aim(std::min(length, all - next));
-                w.ahead.follow(x, next, K), w.ahead.follow(y, next, V);
+                w.ahead.follow(x, x, next, K), w.ahead.follow(y, y, next, V);
                 load(x.from(t), count, K, K, F(1), +w.k, K);
                 load(y.from(t), count, V, w.wide, F(1), +w.v, w.wide);
-                add<Keep::all>(w, s, +w.v, count, false);
+                for_panels<F>(w.wide,
+                              [&]<int L>(int64_t column) { add<Keep::all, L>(w, s, +w.v, count, false, column); });
+                add_keys(w, s, count, false);
                 if (next == all || next % settles == 0) s.settle(w, true, false);
             }
             store_state<F>(out, n, h, H, s.whole, K, V, w.wide);
@@ -88,7 +90,7 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
             for (int64_t t = 0; t < all; t += length) {
                 const int64_t count = std::min(length, all - t), next = t + count;
                 w.ahead.aim(std::min(length, all - next));
-                w.ahead.follow(x, next, K), w.ahead.follow(y, next, V, true);
+                w.ahead.follow(x, x, next, K), w.ahead.follow(y, y, next, V, true);
                 load(x.from(t), count, K, K, F(scale), +w.q, K);
                 for_tiles<F>(count, wide, [&]<int M, int L>(int64_t row, int64_t column) {
                     w.ahead.some();

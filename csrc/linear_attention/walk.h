@@ -54,13 +54,14 @@ struct Streams {
         q = view(c.q), k = view(c.k), v = view(c.v), g = view(c.decay), out = view(c.out);
         denominator = view(c.denominator);
     }
-    void prefetch(const Call& c, int64_t begin, int64_t end, bool look, Ahead& ahead) const {
+    // Tokens of these heads up to the last's.
+    void prefetch(const Call& c, const Streams& last, int64_t begin, int64_t end, bool look, Ahead& ahead) const {
         ahead.aim(end - begin);
-        ahead.follow(k, begin, c.K);
-        ahead.follow(v, begin, c.V);
+        ahead.follow(k, last.k, begin, c.K);
+        ahead.follow(v, last.v, begin, c.V);
         if (c.kind == Decay::rows || c.kind == Decay::columns)
-            ahead.follow(g, begin, c.kind == Decay::rows ? c.K : c.V);
-        if (look) ahead.follow(q, begin, c.K), ahead.follow(out, begin, c.V, true);
+            ahead.follow(g, last.g, begin, c.kind == Decay::rows ? c.K : c.V);
+        if (look) ahead.follow(q, last.q, begin, c.K), ahead.follow(out, last.out, begin, c.V, true);
     }
 };
 
@@ -119,31 +120,37 @@ int64_t chunk(const Call& c, const Streams& x, int64_t t, int64_t count, Deed de
         const int64_t filled = padded(count, lanes<F>);
         std::fill(w.k + count * K, w.k + filled * K, F(0));
         transpose(+w.k, K, filled, K, +w.kt, w.c);
-        if (c.flags.solve)
-            read<true, true>(w, s, count, c.kind);
-        else if (c.flags.strict)
-            read<false, true>(w, s, count, c.kind);
-        else
-            read<false, false>(w, s, count, c.kind);
+        score(w, count, c.kind);
+    }
+    const bool add_too = deed.whole || deed.part;
+    F* values = c.flags.solve ? +w.out : +w.v;
+    if (add_too && c.kind == Decay::scalar) scale_rows(+w.k, K, count, w.end_factor);
+    if (add_too && rows) scale_columns(+w.k, K, count, +w.last);
+    for_panels<F>(wide, [&]<int N>(int64_t column) {  // what tokens read is added to while it is near
+        if (deed.look && c.flags.solve)
+            read<true, true, N>(w, s, count, column, c.kind);
+        else if (deed.look && c.flags.strict)
+            read<false, true, N>(w, s, count, column, c.kind);
+        else if (deed.look)
+            read<false, false, N>(w, s, count, column, c.kind);
+        if (!add_too) return;
+        if (columns) {
+            for (int64_t i = 0; i < count; ++i) multiply(values + i * wide + column, w.last + column, N * lanes<F>);
+            add<Keep::columns, N>(w, s, values, count, deed.whole, column);
+        } else if (c.kind == Decay::none) {
+            add<Keep::all, N>(w, s, values, count, deed.whole, column);
+        } else {
+            add<Keep::rows, N>(w, s, values, count, deed.whole, column);
+        }
+    });
+    if (deed.look) {
         if (c.denominator) {
             divide(w, s, count, c.kind, F(c.eps));
             store(w.denominator, 1, count, 1, x.denominator.from(t));
         }
         store(+w.out, wide, count, c.V, x.out.from(t));
     }
-    if (deed.whole || deed.part) {
-        F* values = c.flags.solve ? +w.out : +w.v;
-        if (c.kind == Decay::scalar) scale_rows(+w.k, K, count, w.end_factor);
-        if (rows) scale_columns(+w.k, K, count, +w.last);
-        if (columns) scale_columns(values, wide, count, +w.last);
-        if (c.kind == Decay::none)
-            add<Keep::all>(w, s, values, count, deed.whole);
-        else if (columns)
-            add<Keep::columns>(w, s, values, count, deed.whole);
-        else
-            add<Keep::rows>(w, s, values, count, deed.whole);
-    }
-    w.ahead.rest();
+    if (add_too) add_keys(w, s, count, deed.whole);
     return count;
 }
 
@@ -164,23 +171,18 @@ struct Desk {
 // Tokens [begin, end) of heads [first, past) of sequence n, in time's order.
 template <class F>
 void walk(const Call& c, int64_t n, int64_t first, int64_t past, int64_t begin, int64_t end, Deed deed, Desk<F>& desk) {
-    constexpr int64_t visit = 64, settles = 128;  // tokens until the next head's turn, and until sums turn double
+    constexpr int64_t visit = 32, settles = 128;  // tokens until the next head's turn, and until sums turn double
     Work<F>& w = desk.work;
     desk.streams.clear();
     for (int64_t h = first; h < past; ++h) desk.streams.emplace_back(c, n, h);
     for (int64_t t = begin; t < end; t += visit) {
         const int64_t next = std::min(t + visit, end);
+        desk.streams.front().prefetch(c, desk.streams.back(), next, std::min(next + visit, end), deed.look, w.ahead);
         for (int64_t h = first; h < past; ++h) {
             State<F>& s = desk.states[h - first];
-            const Streams &x = desk.streams[h - first], &after = h + 1 < past ? desk.streams[h + 1 - first] : x;
+            const Streams& x = desk.streams[h - first];
             for (int64_t u = t; u < next;) {
                 const int64_t stop = std::min(u + w.chunk, next);
-                if (stop < next)
-                    x.prefetch(c, stop, std::min(stop + w.chunk, next), deed.look, w.ahead);
-                else if (h + 1 < past)
-                    after.prefetch(c, t, std::min(t + w.chunk, next), deed.look, w.ahead);
-                else
-                    desk.streams[0].prefetch(c, next, std::min(next + w.chunk, end), deed.look, w.ahead);
                 Deed now = deed;
                 now.whole &= c.last || stop < end || c.kind != Decay::none;  // nobody looks at the state after the last
                 u += chunk(c, x, u, stop - u, now, w, s);
@@ -190,6 +192,7 @@ void walk(const Call& c, int64_t n, int64_t first, int64_t past, int64_t begin, 
             else if ((next - begin) % settles == 0)
                 s.settle(w, deed.whole, deed.part);
         }
+        w.ahead.rest();
     }
 }
 

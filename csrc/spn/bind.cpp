@@ -6,6 +6,7 @@ void bind_chain(py::module_&);
 void bind_dense(py::module_&);
 void bind_draws(py::module_&);
 void bind_gradient(py::module_&);
+void bind_implicit(py::module_&);
 void bind_sparse(py::module_&);
 }  // namespace spn
 
@@ -14,6 +15,7 @@ void bind_spn(py::module_& m) {
     spn::bind_dense(m);
     spn::bind_draws(m);
     spn::bind_gradient(m);
+    spn::bind_implicit(m);
     spn::bind_sparse(m);
 }
 

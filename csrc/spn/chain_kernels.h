@@ -156,13 +156,13 @@ class Update {
     }
 
     // Draws a tree below `top` from the weights alone (informed: from the scores too) into t. Returns its likelihood
-    // (informed: times what the scores put in too much).
+    // (informed: times what the scores put in too much). With `child`, below that child of the sum `top` only.
     template <bool informed>
-    Scaled propose(int32_t top, int32_t slot, Tree& t, int32_t low) {
+    Scaled propose(int32_t top, int32_t slot, Tree& t, int32_t low, int32_t child = -1) {
         Scaled likelihood;
         t.size = 0;
         m.walk(
-            top, slot,
+            top, child, slot,
             [&](int32_t v, int32_t at) {
                 const Node& s = m.node[v];
                 if (s.height <= low) {
@@ -267,9 +267,11 @@ class Update {
         Scaled sum = likelihood(c.slot, s.scope);
         sum *= m.weight(s, c.child);
         int32_t chosen = -1;
+        for (int64_t j = 0; j < std::min<int64_t>(int64_t(s.count) * s.parts, 64); ++j)
+            __builtin_prefetch(&m.node[s.below + j]);
         for (int32_t k = 0; k < s.count; ++k) {
             if (k == c.child) continue;
-            Scaled part = propose<false>(m.g.child[s.first + k], c.slot, *fresh, low);
+            Scaled part = propose<false>(c.node, c.slot, *fresh, low, k);
             part *= m.weight(s, k);
             sum += part;
             if (u() < ratio(part, sum)) {

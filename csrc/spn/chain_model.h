@@ -15,16 +15,40 @@ struct alignas(64) Node {
     int32_t count = 0;   // inner: children; leaf: its variable
     int32_t scope = 0;   // leaves of an induced tree below
     int32_t height = 0;  // sums on the longest path down
-    int32_t sums = 0;    // most sums of an induced tree below
-    int32_t pending = 0;  // most nodes that wait their turn in a walk below
+    int32_t few[3] = {};  // of `total`: how many pass the first children, or show the first values
+    int32_t below = 0;    // sum with parts: the first child of its first child
+    uint16_t parts = 0;   // sum: children of each of its children, one after the other from `below`; 0 if not so
     uint8_t kind = leaf;  //
     uint8_t family = 0;   // of a leaf
 };
+static_assert(sizeof(Node) == 64);
+
+// Where all grandchildren of a sum stand side by side, as in trees, walks need not look at its children.
+inline void find_parts(const Graph& g, int64_t i, Node& n) {
+    const int64_t begin = g.first[i], end = g.first[i + 1], parts = g.children(g.child[begin]);
+    if (parts == 0 || parts > UINT16_MAX) return;
+    const int32_t below = g.child[g.first[g.child[begin]]];
+    for (int64_t e = begin; e < end; ++e) {
+        const int32_t c = g.child[e];
+        if (g.kind[c] != product || g.children(c) != parts) return;
+        for (int64_t j = 0; j < parts; ++j)
+            if (g.child[g.first[c] + j] != below + (e - begin) * parts + j) return;
+    }
+    n.below = below;
+    n.parts = uint16_t(parts);
+}
 
 // The nodes of a graph, with what follows from their children. Proves what bounds every walk: no induced tree has more
 // sums than the graph, or more leaves than there are variables, and all trees below a node have as many leaves.
-inline std::vector<Node> make_nodes(const Graph& g) {
+//
+// most: sums of an induced tree below a node; waiting: nodes that wait their turn in a walk below it.
+struct Most {
+    int32_t sums = 0, waiting = 0;
+};
+
+inline std::vector<Node> make_nodes(const Graph& g, Most& root) {
     std::vector<Node> nodes(g.nodes);
+    std::vector<Most> most(g.nodes);
     int64_t sums = 0;
     for (int64_t i = 0; i < g.nodes; ++i) sums += g.kind[i] == sum;
     for (int64_t i = 0; i < g.nodes; ++i) {
@@ -37,13 +61,15 @@ inline std::vector<Node> make_nodes(const Graph& g) {
             const Node& c = nodes[g.child[e]];
             n.height = std::max(n.height, c.height + (n.kind == sum));
             demand(n.kind == product || e == g.first[i] || c.scope == scope, "be complete");
-            n.pending = std::max(n.pending, c.pending + int32_t(n.kind == product ? g.first[i + 1] - e - 1 : 0));
+            const Most& under = most[g.child[e]];
+            most[i].waiting =
+                std::max(most[i].waiting, under.waiting + int32_t(n.kind == product ? g.first[i + 1] - e - 1 : 0));
             scope = n.kind == product ? scope + c.scope : c.scope;
-            below = n.kind == product ? below + c.sums : std::max(below, int64_t(c.sums) + 1);
+            below = n.kind == product ? below + under.sums : std::max(below, int64_t(under.sums) + 1);
             demand(scope <= g.variables && below <= sums, "be decomposable");
         }
         n.scope = int32_t(scope);
-        n.sums = int32_t(below);
+        most[i].sums = int32_t(below);
         if (n.kind == leaf) {
             n.scope = 1;
             n.count = g.variable[i];
@@ -51,8 +77,10 @@ inline std::vector<Node> make_nodes(const Graph& g) {
             n.first = g.leaf_first[g.leaf_of[i]];
         } else if (n.kind == sum) {
             n.at = g.first_weight[i];
+            find_parts(g, i, n);
         }
     }
+    root = most.back();
     return nodes;
 }
 
@@ -83,6 +111,7 @@ struct Tree {
 
 struct Model {
     const Graph& g;
+    Most most;  // of the root
     std::vector<Node> node;
     int32_t root;
     const double *alpha = nullptr, *prior = nullptr;
@@ -93,17 +122,17 @@ struct Model {
     std::vector<double> logs;     // unless collapsed: as they are given
     std::vector<double> x;        // the sample at hand
 
-    explicit Model(const Graph& graph) : g(graph), node(make_nodes(graph)), root(int32_t(graph.nodes - 1)) {
+    explicit Model(const Graph& graph) : g(graph), node(make_nodes(graph, most)), root(int32_t(graph.nodes - 1)) {
         x.resize(g.variables);
-        stack.resize(node[root].pending);
+        stack.resize(most.waiting);
     }
 
-    int64_t max_sums() const { return std::max<int64_t>(1, node[root].sums); }
+    int64_t max_sums() const { return std::max<int64_t>(1, most.sums); }
 
     // ---- the sample's likelihood below a leaf, a sum's weights ----
 
     double weight(const Node& s, int64_t k) const {
-        return collapsed ? s.mass + double(weight_counts[s.at + k]) : weights[s.at + k];
+        return collapsed ? s.mass + double(k < 3 ? s.few[k] : weight_counts[s.at + k]) : weights[s.at + k];
     }
     double total(const Node& s) const { return collapsed ? s.mass * s.count + double(s.total) : s.mass; }
 
@@ -113,7 +142,9 @@ struct Model {
         if (n.family != table) [[unlikely]]
             return density(n, value);
         const int64_t c = int64_t(value);
-        if (collapsed) return Scaled((prior[n.at + c] + double(leaf_counts[n.first + c])) / (n.mass + double(n.total)));
+        if (collapsed)
+            return Scaled((prior[n.at + c] + double(c < 3 ? n.few[c] : leaf_counts[n.first + c])) /
+                          (n.mass + double(n.total)));
         const double p = leaves[n.first + c];
         return p > 1e-290 ? Scaled(p) : Scaled::from_log(logs[n.first + c]);
     }
@@ -130,11 +161,15 @@ struct Model {
         Node& s = node[c.node];
         s.total += times;
         weight_counts[s.at + c.child] += times;
+        if (c.child < 3) s.few[c.child] += int32_t(times);
     }
     void count_leaf(int32_t i, int64_t times) {
         Node& n = node[i];
         const double value = x[n.count];
-        if (value == value) n.total += times;
+        if (value == value) {
+            n.total += times;
+            if (n.family == table && value < 3) n.few[int64_t(value)] += int32_t(times);
+        }
         observe(n.family, leaf_counts + n.first, value, g.quantum[n.count], times);
     }
     void count(const Tree& t, int64_t times) {
@@ -146,10 +181,10 @@ struct Model {
     void sum_counts() {
         for (Node& n : node) {
             n.total = 0;
-            if (n.kind == sum)
-                for (int64_t k = 0; k < n.count; ++k) n.total += weight_counts[n.at + k];
-            if (n.kind == leaf && n.family == table)
-                for (int64_t c = 0; c < g.width[n.count]; ++c) n.total += leaf_counts[n.first + c];
+            const int64_t size = n.kind == sum ? n.count : n.kind == leaf && n.family == table ? g.width[n.count] : 0;
+            const int64_t* from = n.kind == sum ? weight_counts + n.at : leaf_counts + n.first;
+            for (int64_t k = 0; k < size; ++k) n.total += from[k];
+            for (int64_t k = 0; k < std::min<int64_t>(size, 3); ++k) n.few[k] = int32_t(from[k]);
         }
     }
 
@@ -159,6 +194,12 @@ struct Model {
     // on_sum may settle all below by returning a negative child.
     template <class Sum, class Leaf>
     void walk(int32_t top, int32_t slot, Sum on_sum, Leaf on_leaf) {
+        walk(top, -1, slot, on_sum, on_leaf);
+    }
+
+    // The same below the sum `top`, whose child is known, unless it is -1.
+    template <class Sum, class Leaf>
+    void walk(int32_t top, int32_t known, int32_t slot, Sum on_sum, Leaf on_leaf) {
         int32_t* const bottom = stack.data();
         int32_t* pending = bottom;
         for (int32_t v = top;; v = *--pending) {
@@ -170,12 +211,18 @@ struct Model {
                 }
                 const int32_t* below = g.child + n.first;
                 if (n.kind == sum) {
-                    const int32_t k = on_sum(v, slot);
+                    int32_t k = known;
+                    known = -1;
+                    if (k < 0) k = on_sum(v, slot);
                     if (k < 0) {
                         slot += n.scope;
                         break;
                     }
-                    v = below[k];
+                    v = n.parts ? n.below + k * n.parts : below[k];
+                    for (int32_t j = n.parts - 1; j > 0; --j) {
+                        __builtin_prefetch(&node[v + j]);
+                        *pending++ = v + j;
+                    }
                     continue;
                 }
                 for (int32_t k = n.count - 1; k > 0; --k) *pending++ = below[k];
@@ -206,7 +253,7 @@ struct Model {
         };
         int64_t used = 0;
         const bool out = row[0] == -1;
-        if (!out && node[root].sums == 0 && row[used++] != 0) refuse(0, "be 0 or -1 in a graph without sums");
+        if (!out && most.sums == 0 && row[used++] != 0) refuse(0, "be 0 or -1 in a graph without sums");
         if (!out)
             walk(
                 root, 0,
@@ -215,7 +262,7 @@ struct Model {
                     if (k < 0 || k >= node[v].count) refuse(used, "name a child of its sum");
                     const Node& c = node[g.child[node[v].first + k]];
                     ++used;
-                    return c.sums ? k : -1;
+                    return c.height ? k : -1;
                 },
                 [](int32_t, int32_t) {});
         for (; used < width; ++used)

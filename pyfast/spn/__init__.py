@@ -5,6 +5,7 @@ from pyfast.spn._columns import Columns
 from pyfast.spn._em import EM
 from pyfast.spn._fit import Categorical
 from pyfast.spn._hclt import chow_liu, hclt
+from pyfast.spn._implicit import ImplicitTree
 from pyfast.spn._imports import from_deeprob, from_spflow
 from pyfast.spn._program import Leaves, Mixture, Pairs, Region, regions
 from pyfast.spn._rat import rat
@@ -20,6 +21,7 @@ __all__ = [
     "Categorical",
     "Columns",
     "Diagnostics",
+    "ImplicitTree",
     "Leaves",
     "Mixture",
     "Pairs",

@@ -264,8 +264,8 @@ def calibration(draws, truth, hidden, coded):
 def run(table, quick):
     """One table's results."""
     g = np.random.default_rng(0)
-    held = np.zeros(len(table), bool)
-    held[g.permutation(len(table))[: len(table) // 3]] = True
+    table = table.iloc[g.permutation(len(table))].reset_index(drop=True)
+    held = np.arange(len(table)) % 3 == 0
     train, test = table[~held].reset_index(drop=True), table[held].reset_index(drop=True)
     coded = Coded(train)
     truth = coded(test)

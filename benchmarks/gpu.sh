@@ -51,7 +51,8 @@ for family in "${families[@]}"; do
     fi
     began=$SECONDS
     echo "== $family: tests"
-    within 150 "$python" -P -m pytest tests -q -p no:cacheprovider -k "$family and cuda" >"$results.log" 2>&1
+    within 150 "$python" -P -m pytest tests/interpreted --device cuda -q -p no:cacheprovider \
+        -k "$family" >"$results.log" 2>&1
     status=$?
     tail -n 3 "$results.log"
     [ $status -eq 0 ] || failed+=("$family tests")

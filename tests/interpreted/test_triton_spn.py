@@ -226,7 +226,7 @@ def test_derivatives_scale_and_repeat(name):
 
 @pytest.mark.parametrize("name", ["rat", "hclt"])
 @pytest.mark.parametrize(("dtype", "strength"), [(torch.float32, 80), (torch.float64, 700)])
-def test_rows_beyond_the_range_of_a_float(name, dtype, strength):
+def test_rows_beyond_the_range_of_a_float(name, dtype, strength, device):
     """Components that differ by hundreds of powers of ten: some rows go node by node, and all are right."""
     net, x, p = problem(name, dtype=dtype)
     g = torch.Generator().manual_seed(2)
@@ -236,7 +236,8 @@ def test_rows_beyond_the_range_of_a_float(name, dtype, strength):
     total = torch.zeros(int(sums.max()) + 1, dtype=torch.float64).index_add(0, sums, weights)
     weights = (weights / total[sums]).to(dtype)
     p = Parameters(weights, leaves)
-    passes = list(spn._passes(spn.plan(net.graph, x.device), x, weights, leaves))
+    there = [t.to(device) for t in (x, weights, leaves)]
+    passes = list(spn._passes(spn.plan([t.to(device) for t in net.graph], there[0].device), *there))
     assert [up.weak is None for _, up in passes] == [False, True]
     assert 0 < len(passes[1][0]) < len(x)
 

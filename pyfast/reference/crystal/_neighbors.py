@@ -4,6 +4,7 @@ An edge from j to i with shift S has the vector v = (x_j - x_i) + ((S_a a + S_b 
 (v_x v_x + v_y v_y) + v_z v_z, rounded after each operation, in float64. Reversed, it is exactly -v.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def radius_graph(
         i, j, shift, v = images(x, cell[c].double(), radius.max(), periodic[c])
         length = squared(v)
         bound = (limit * limit).expand(len(x), len(x))[i, j]
-        keep = (length <= bound) if inclusive else (length < bound)
+        keep = (length <= bound) & (bound > 0) if inclusive else length < bound
         if half:
             keep &= (i < j) | ((i == j) & (sign(shift) > 0))
         edges.append(torch.cat([j[:, None], i[:, None], shift], 1)[keep] + atom_ptr[c] * torch.tensor([1, 1, 0, 0, 0]))
@@ -64,7 +65,7 @@ def radius_graph(
     return PeriodicGraph(
         edge[:, :2].T.contiguous(),
         edge[:, 2:].int(),
-        squared(vector).sqrt().to(positions.dtype),
+        torch.from_numpy(np.sqrt(squared(vector).numpy())).to(positions.dtype),  # torch's may be off by a bit
         torch.tensor(reverse, dtype=torch.int64),
         ptr,
         ptr[atom_ptr],

@@ -1,0 +1,197 @@
+"""What the functions that make graphs are given, checked and brought into one form."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyfast.crystal._graph import Status
+
+MOST_EDGES = 2**31 - 1
+BAD = int(Status.NOT_FINITE | Status.SINGULAR_CELL | Status.TOO_FAR | Status.TOO_MANY)
+
+
+class Batch(NamedTuple):
+    """Structures side by side, as the operators take them."""
+
+    positions: Tensor
+    cell: Tensor
+    pbc: Tensor
+    atom_ptr: Tensor
+    cutoff: Tensor
+    kinds: Tensor
+
+
+def batch_of(
+    positions: Tensor,
+    cell: Tensor | None,
+    cutoff: float | Tensor,
+    natoms: Tensor | Sequence[int] | None,
+    batch: Tensor | None,
+    pbc: bool | Sequence[bool] | Tensor,
+    species: Tensor | None,
+    look: bool,
+) -> Batch:
+    """The batch of these arguments, without derivatives; ``look`` whether values that may lie on a GPU are checked."""
+    if not isinstance(positions, Tensor) or positions.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"positions must be a float32 or float64 tensor, got {_type(positions)}")
+    if positions.dim() != 2 or positions.shape[1] != 3:
+        raise ValueError(f"positions must have shape (N, 3), got {tuple(positions.shape)}")
+    if natoms is not None and batch is not None:
+        raise ValueError("natoms must be None where batch is given, got both")
+    if cell is None:
+        size = 1 if natoms is None and batch is None else len(natoms) if natoms is not None else -1
+        if size < 0:
+            raise ValueError(
+                "cell must be given with batch, which does not tell how many structures there are, got None"
+            )
+        cell = positions.new_zeros(size, 3, 3)
+        if isinstance(pbc, bool) and pbc:
+            raise ValueError("cell must be given for periodic structures, got None; or pass pbc=False")
+    if not isinstance(cell, Tensor) or cell.dtype != positions.dtype:
+        raise TypeError(f"cell must be a tensor of positions' dtype, {positions.dtype}, got {_type(cell)}")
+    single = cell.dim() == 2 and natoms is None and batch is None
+    if single:
+        cell = cell[None]
+    if cell.dim() != 3 or cell.shape[1:] != (3, 3):
+        raise ValueError(f"cell must have shape (B, 3, 3), rows its vectors, got {tuple(cell.shape)}")
+    _same_device("cell", cell, positions)
+    B, N = cell.shape[0], positions.shape[0]
+    return Batch(
+        positions.detach().contiguous(),
+        cell.detach().to(torch.float64).contiguous(),
+        _pbc(pbc, B, positions),
+        _atom_ptr(natoms, batch, B, N, positions, look),
+        *_cutoff(cutoff, species, B, N, positions, look),
+    )
+
+
+def _pbc(pbc: bool | Sequence[bool] | Tensor, B: int, positions: Tensor) -> Tensor:
+    if not isinstance(pbc, Tensor):
+        pbc = torch.tensor(pbc, device=positions.device)
+    if pbc.dtype != torch.bool:
+        raise TypeError(f"pbc must be bool, got {pbc.dtype}")
+    _same_device("pbc", pbc, positions)
+    if pbc.shape not in ((), (3,), (B, 3)):
+        raise ValueError(f"pbc must be one bool, or of shape (3,) or ({B}, 3), got {tuple(pbc.shape)}")
+    return pbc.expand(B, 3).contiguous()
+
+
+def _atom_ptr(
+    natoms: Tensor | Sequence[int] | None, batch: Tensor | None, B: int, N: int, positions: Tensor, look: bool
+) -> Tensor:
+    device = positions.device
+    if batch is not None:
+        if batch.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+        if batch.shape != (N,):
+            raise ValueError(f"batch must have shape ({N},) to match positions, got {tuple(batch.shape)}")
+        _same_device("batch", batch, positions)
+        if look and N:
+            if (batch[1:] < batch[:-1]).any():
+                raise ValueError("batch must not fall, as atoms of a structure stand side by side, got it unsorted")
+            if batch[0] < 0 or batch[-1] >= B:
+                raise ValueError(f"batch must lie in [0, {B}) to match cell, got {batch[0]} to {batch[-1]}")
+        return torch.searchsorted(batch.contiguous(), torch.arange(B + 1, dtype=batch.dtype, device=device))
+    if natoms is None:
+        if B != 1:
+            raise ValueError(f"natoms or batch must be given for {B} structures, got neither")
+        return torch.tensor([0, N], device=device)
+    if not isinstance(natoms, Tensor):
+        natoms = torch.tensor(natoms, dtype=torch.int64, device=device)
+    if natoms.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"natoms must be int64 or int32, got {natoms.dtype}")
+    if natoms.shape != (B,):
+        raise ValueError(f"natoms must have shape ({B},) to match cell, got {tuple(natoms.shape)}")
+    _same_device("natoms", natoms, positions)
+    if look:
+        if (natoms < 0).any():
+            raise ValueError(f"natoms must not be negative, got {natoms.min()}")
+        if natoms.sum() != N:
+            raise ValueError(f"natoms must add up to the {N} rows of positions, got {natoms.sum()}")
+    return torch.nn.functional.pad(natoms.to(torch.int64).cumsum(0), (1, 0))
+
+
+def _cutoff(
+    cutoff: float | Tensor, species: Tensor | None, B: int, N: int, positions: Tensor, look: bool
+) -> tuple[Tensor, Tensor]:
+    device = positions.device
+    if isinstance(cutoff, Tensor):
+        _same_device("cutoff", cutoff, positions)
+    elif isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
+        raise TypeError(f"cutoff must be a number or a tensor, got {_type(cutoff)}")
+    elif not 0 <= cutoff < float("inf"):
+        raise ValueError(f"cutoff must be finite and not negative, got {cutoff}")
+    radius = torch.as_tensor(cutoff, dtype=torch.float64, device=device).detach()
+    if look and isinstance(cutoff, Tensor) and not ((radius >= 0) & radius.isfinite()).all():
+        bad = radius[~((radius >= 0) & radius.isfinite())][0]
+        raise ValueError(f"cutoff must be finite and not negative, got {bad}")
+    if species is None:
+        if radius.shape not in ((), (B,)):
+            raise ValueError(
+                f"cutoff must be one number or of shape ({B},), or (K, K) with species, got {tuple(radius.shape)}"
+            )
+        return radius.expand(B).contiguous(), torch.empty(0, dtype=torch.int64, device=device)
+    if radius.dim() != 2 or radius.shape[0] != radius.shape[1] or not radius.numel():
+        raise ValueError(f"cutoff must have shape (K, K) where species is given, got {tuple(radius.shape)}")
+    if species.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"species must be int64 or int32, got {species.dtype}")
+    if species.shape != (N,):
+        raise ValueError(f"species must have shape ({N},) to match positions, got {tuple(species.shape)}")
+    _same_device("species", species, positions)
+    if look:
+        if (radius != radius.T).any():
+            raise ValueError("cutoff must be symmetric in its two species, got a matrix that is not")
+        if N and (species.min() < 0 or species.max() >= len(radius)):
+            raise ValueError(
+                f"species must lie in [0, {len(radius)}) to match cutoff, got {species.min()} to {species.max()}"
+            )
+    return radius.contiguous(), species.to(torch.int64).contiguous()
+
+
+def refuse(batch: Batch, status: Tensor, max_edges: int) -> None:
+    """Raises what a count found wrong, naming the first structure that it is wrong with."""
+    bad = status & BAD
+    if not bad.any():
+        return
+    b = int(bad.nonzero()[0])
+    what, where = Status(int(bad[b])), f"in structure {b}" if len(status) > 1 else ""
+    first, last = batch.atom_ptr[b : b + 2].tolist()
+    x, cell = batch.positions[first:last], batch.cell[b]
+    if Status.NOT_FINITE in what:
+        if not x.isfinite().all():
+            atom, axis = (~x.isfinite()).nonzero()[0].tolist()
+            place = f"at atom {atom}, axis {'xyz'[axis]} {where}"
+            raise ValueError(f"positions must be finite, got {x[atom, axis]} {place}".rstrip())
+        repeated = cell[batch.pbc[b]]
+        if not (repeated.norm(dim=1) <= 1e150).all():
+            vector = int(batch.pbc[b].nonzero()[int((~(repeated.norm(dim=1) <= 1e150)).nonzero()[0])])
+            raise ValueError(
+                f"cell must be finite, got {cell[vector].tolist()} as vector {'abc'[vector]} {where}".rstrip()
+            )
+        raise ValueError(f"cutoff must be finite and not negative, got {batch.cutoff[b]} {where}".rstrip())
+    if Status.SINGULAR_CELL in what:
+        axes = "".join(name for name, periodic in zip("abc", batch.pbc[b].tolist(), strict=True) if periodic)
+        raise ValueError(f"cell must have independent vectors along {axes}, got {cell.tolist()} {where}".rstrip())
+    if Status.TOO_FAR in what:
+        far = x.abs().max() if len(x) else batch.cutoff.max()
+        raise ValueError(f"positions must lie within 2**30 cells of the origin, got {far} {where}".rstrip())
+    too_many(batch, max_edges, b)
+
+
+def too_many(batch: Batch, max_edges: int, structure: int | None = None, edges: int | None = None) -> None:
+    """Raises for a list that no memory should hold."""
+    got = f"{edges}" if edges is not None else f"far more in structure {structure}"
+    raise MemoryError(
+        f"cutoff must give at most max_edges = {max_edges} edges, got {got} with {batch.cutoff.max().item()}"
+    )
+
+
+def _same_device(name: str, x: Tensor, positions: Tensor) -> None:
+    if x.device != positions.device:
+        raise TypeError(f"{name} must be on positions' device, {positions.device}, got {x.device}")
+
+
+def _type(x: object) -> str:
+    return f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__

@@ -8,9 +8,9 @@ import torch  # noqa: F401  (first: pyfast._C shares its OpenMP runtime)
 from pyfast import linear_attention, longtail, prune
 
 if TYPE_CHECKING:
-    from pyfast import spn
+    from pyfast import crystal, spn
 
-__all__ = ["linear_attention", "longtail", "prune", "spn"]
+__all__ = ["crystal", "linear_attention", "longtail", "prune", "spn"]
 __version__ = "0.1.0"
 
 

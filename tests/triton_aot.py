@@ -181,6 +181,31 @@ def crystal_messages(add, dtype, wide):
         add("_table_sums", f"{4 * (number + ' ')}{index} {index} {rows} {rest}", how)
 
 
+def crystal_neighbors(add, dtype):
+    """Counting, and writing to indices of 32 and 64 bits."""
+    how, real, i64 = dict(crystal.NEIGHBORS), f"*{dtype}", "*i64"
+    options = {n: how.pop(n) for n in ("num_warps", "enable_fp_fusion")}
+    given = f"{real} {i64} {i64} {i64} *fp64 *fp64 *i32 *fp64"
+    for half, by_kind in ((False, False), (True, True)):
+        flags = how | {"HALF": half, "BY_KIND": by_kind}
+        none = f"{i64} {i64} *i32 {i64} {i64} {i64} *fp64 i32"
+        add("_neighbors", f"{given} {none}", flags | {"WRITE": False}, options)
+        for index in ("*i32", i64):
+            out = f"{index} {index} {index} {index} {index} *i32 {real} i32"
+            add("_neighbors", f"{given} {out}", flags | {"WRITE": True}, options)
+    for index in ("*i32", i64):
+        add("_reverse", f"{index} {index} *i32 {index} {index} i32 i32", how, options)
+    add("_corners", f"{real} {i64} *fp64", how, options)
+
+
+def crystal_nearest(add):
+    how = dict(crystal.NEAREST)
+    options = {n: how.pop(n) for n in ("num_warps", "enable_fp_fusion")}
+    for ties in range(3):
+        given = "*i64 *i32 *fp64 *i64 *fp64 *fp64 *i64 *i1 i32 fp64 fp64"
+        add("_choose", given, how | {"TIES": ties}, options)
+
+
 def crystals(_):
     """The kernels of every room, with its launchers' own block sizes."""
     found = {}
@@ -190,6 +215,8 @@ def crystals(_):
 
     for dtype, wide in (("fp32", False), ("fp64", True)):
         crystal_messages(add, dtype, wide)
+        crystal_neighbors(add, dtype)
+    crystal_nearest(add)
     return found
 
 

@@ -4,8 +4,8 @@
 
 #include "tensor.h"
 
-#include "crystal/pairs.h"
 #include "crystal/binned.h"
+#include "crystal/pairs.h"
 #include "pages.h"
 
 namespace pyfast::crystal {

@@ -105,7 +105,7 @@ def knn_graph(
     if symmetrize is not None:
         back = chosen[near.reverse]
         chosen = chosen | back if symmetrize == "union" else chosen & back
-    graph = _kept(near, chosen, index_dtype, asked.positions.dtype)
+    graph = kept_edges(near, chosen, index_dtype, asked.positions.dtype)
     return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
 
 
@@ -133,7 +133,7 @@ def _reach(asked: Batch, k: int, cutoff: Tensor | None, inclusive: bool, max_edg
         reach = torch.where(few, torch.minimum(1.3 * reach, most), reach)
 
 
-def _kept(graph: PeriodicGraph, keep: Tensor, index_dtype: torch.dtype, dtype: torch.dtype) -> PeriodicGraph:
+def kept_edges(graph: PeriodicGraph, keep: Tensor, index_dtype: torch.dtype, dtype: torch.dtype) -> PeriodicGraph:
     """The graph of these edges alone."""
     place = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
     kept = keep.nonzero().squeeze(1)

@@ -194,13 +194,18 @@ def graph_of(
 
 
 def vectors_of(asked: Batch, graph: PeriodicGraph) -> Tensor:
-    """(E, 3) of a graph, in the order of operations that decided it."""
+    """(E, 3) of a graph, as it was decided, in the dtype of the positions."""
+    return exact_vectors(asked, graph).to(asked.positions.dtype)
+
+
+def exact_vectors(asked: Batch, graph: PeriodicGraph) -> Tensor:
+    """(E, 3) float64, in the order of operations that decides which atoms are near."""
     if not graph.num_atoms:  # padding has no atom to point to
-        return asked.positions.new_zeros(graph.num_edges, 3)
+        return graph.distance.new_zeros(graph.num_edges, 3, dtype=torch.float64)
     edges = torch.arange(graph.num_edges, device=graph.ptr.device)
-    structure = torch.searchsorted(graph.edge_ptr[1:], edges, right=True).clamp(max=max(graph.num_structures - 1, 0))
+    structure = torch.searchsorted(graph.edge_ptr[1:], edges, right=True).clamp(max=graph.num_structures - 1)
     shift = graph.shift.double()
     a, b, c = torch.where(asked.pbc[..., None], asked.cell, 0.0)[structure].unbind(1)
     x = asked.positions.double()
     offset = (shift[:, :1] * a + shift[:, 1:2] * b) + shift[:, 2:] * c
-    return ((x[graph.source] - x[graph.target]) + offset).to(asked.positions.dtype)
+    return (x[graph.source] - x[graph.target]) + offset

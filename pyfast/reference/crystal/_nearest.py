@@ -27,7 +27,7 @@ def knn_graph(
     vector = near.vector
     chosen = torch.zeros(near.num_edges, dtype=torch.bool)
     for i in range(near.num_atoms):
-        row = range(int(near.ptr[i]), int(near.ptr[i + 1]))
+        row = list(range(int(near.ptr[i]), int(near.ptr[i + 1])))
         if ties == "cdvae":
             row = [e for e in row if near.distance[e] > 1e-2]
         order = {

@@ -1,0 +1,428 @@
+"""Neighbour lists: brute force on random cells, symmetries of space, the same bits always, and bad input by name."""
+
+import math
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyfast import crystal
+from pyfast.crystal import Status, _search
+from pyfast.crystal._arguments import batch_of
+from pyfast.reference import crystal as reference
+
+
+def random_structure(seed, most=8000):
+    """Triclinic cells of both hands, flat, long and sheared; atoms up to ten cells outside or on symmetric places."""
+    rng = np.random.default_rng(seed)
+    large = seed % 10 == 9
+    n = int(rng.integers(97, 300) if large else rng.integers(0, 41))
+    scale = (rng.uniform(8, 20) if large else rng.uniform(1, 8)) * np.ones(3)
+    if rng.random() < 0.3:
+        scale *= np.exp(rng.uniform(-math.log(50) / 2, math.log(50) / 2, 3))
+    shear = np.eye(3)
+    if rng.random() < 0.3:
+        shear[1, 0], shear[2, 0], shear[2, 1] = rng.uniform(-5, 5, 3)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    cell = np.diag(scale) @ shear @ turn
+    pbc = rng.integers(0, 2, 3).astype(bool) if rng.random() < 0.6 else np.ones(3, bool)
+    f = rng.random((n, 3))
+    if rng.random() < 0.4:
+        f += rng.integers(-10, 11, (n, 3))
+    if rng.random() < 0.2:
+        f = np.round(2 * f) / 2
+    cutoff = math.exp(rng.uniform(math.log(0.01), math.log(15)))
+    while n * n * 4.2 * cutoff**3 / abs(np.linalg.det(cell)) > most:
+        cutoff *= 0.8
+    dtype = torch.float32 if rng.random() < 0.5 else torch.float64
+    return torch.tensor(f @ cell).reshape(-1, 3).to(dtype), torch.tensor(cell).to(dtype), cutoff, torch.tensor(pbc)
+
+
+def same(a, b):
+    """Bit by bit; a graph without vectors is compared without."""
+    for name, x, y in zip(a._fields, a, b, strict=True):
+        if x is None or y is None:
+            assert name == "vector"
+        else:
+            torch.testing.assert_close(x, y, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def copper(dtype=torch.float64):
+    return 3.61 * torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]], dtype=dtype)
+
+
+def batch(seeds, dtype=torch.float64):
+    parts = [random_structure(s, 2000) for s in seeds]
+    return (
+        torch.cat([x for x, *_ in parts]).to(dtype),
+        torch.stack([c.to(dtype) for _, c, *_ in parts]),
+        torch.tensor([r for _, _, r, _ in parts], dtype=torch.float64),
+        torch.tensor([len(x) for x, *_ in parts]),
+        torch.stack([p for *_, p in parts]),
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "chunk" in metafunc.fixturenames:
+        cells = metafunc.config.getoption("cells")
+        metafunc.parametrize("chunk", range(0, cells, 50))
+
+
+def test_matches_brute_force(chunk):
+    for seed in range(chunk, chunk + 50):
+        x, cell, cutoff, pbc = random_structure(seed)
+        options = {"inclusive": seed % 3 == 0, "half": seed % 5 == 0}
+        got = crystal.neighbors(x, cell, cutoff, pbc, vectors=True, **options)
+        same(got, reference.neighbors(x, cell, cutoff, pbc, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+def test_batch_is_its_structures_side_by_side(dtype, index_dtype):
+    x, cell, cutoff, natoms, pbc = batch(range(24), dtype)
+    got = crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, index_dtype=index_dtype, vectors=True)
+    assert got.edge_index.dtype == got.ptr.dtype == got.reverse.dtype == index_dtype
+    first, edges = 0, 0
+    for b, n in enumerate(natoms.tolist()):
+        one = crystal.neighbors(x[first : first + n], cell[b], cutoff[b], pbc[b], index_dtype=index_dtype, vectors=True)
+        rows = slice(edges, edges + one.num_edges)
+        torch.testing.assert_close(got.edge_index[:, rows], one.edge_index + first, rtol=0, atol=0)
+        back = torch.where(one.reverse < 0, one.reverse, one.reverse + edges)
+        for a, c in [(got.shift, one.shift), (got.distance, one.distance), (got.vector, one.vector)]:
+            torch.testing.assert_close(a[rows], c, rtol=0, atol=0)
+        torch.testing.assert_close(got.reverse[rows], back, rtol=0, atol=0)
+        assert got.edge_ptr[b] == edges
+        assert got.atom_ptr[b] == first
+        first, edges = first + n, edges + one.num_edges
+    assert got.num_edges == edges
+    of_each = torch.repeat_interleave(natoms)
+    again = crystal.radius_graph(x, cell, cutoff, batch=of_each, pbc=pbc, index_dtype=index_dtype, vectors=True)
+    same(got, again)
+
+
+def test_reverse_edges():
+    x, cell, cutoff, natoms, pbc = batch(range(30))
+    graph = crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, vectors=True)
+    back = graph.reverse
+    torch.testing.assert_close(back[back], torch.arange(graph.num_edges))
+    assert (graph.source[back] == graph.target).all()
+    assert (graph.shift[back] == -graph.shift).all()
+    assert (graph.vector[back] == -graph.vector).all()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_species_pairs(half):
+    radii = torch.tensor([[2.0, 3.5, 0.0], [3.5, 1.0, 2.5], [0.0, 2.5, 4.0]], dtype=torch.float64)
+    for seed in (1, 4, 9, 19, 29):
+        x, cell, _, pbc = random_structure(seed)
+        species = torch.arange(len(x)) % 3
+        got = crystal.neighbors(x, cell, radii, pbc, species=species, half=half, vectors=True)
+        same(got, reference.neighbors(x, cell, radii, pbc, species=species, half=half))
+
+
+def test_half_list_keeps_one_of_each_two():
+    x, cell, cutoff, pbc = random_structure(7)
+    whole = crystal.neighbors(x, cell, cutoff, pbc)
+    half = crystal.neighbors(x, cell, cutoff, pbc, half=True)
+    assert 2 * half.num_edges == whole.num_edges
+    assert (half.reverse == -1).all()
+
+
+def test_inclusive_means_exactly_at_the_cutoff():
+    cubic = 3 * torch.eye(3, dtype=torch.float64)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    assert crystal.neighbors(x, cubic, 3.0).num_edges == 0
+    assert crystal.neighbors(x, cubic, 3.0, inclusive=True).num_edges == 6
+    assert crystal.neighbors(x, cubic, math.nextafter(3.0, 4)).num_edges == 6
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_symmetries_of_space(n):
+    rng = np.random.default_rng(n)
+    side = (n / 0.05) ** (1 / 3)
+    cell = torch.tensor(side * (np.eye(3) + 0.2 * rng.normal(size=(3, 3))))
+    x = torch.tensor(rng.random((n, 3))) @ cell
+    plain = crystal.neighbors(x, cell, 5.0)
+
+    def edges(graph, name=None, shift=None):
+        i, j, s = graph.target, graph.source, graph.shift.long()
+        if shift is not None:
+            s = s + shift[i] - shift[j]
+        i, j = (i, j) if name is None else (name[i], name[j])
+        return sorted(map(tuple, torch.cat([i[:, None], j[:, None], s], 1).tolist()))
+
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    for q in (torch.tensor(turn), -torch.tensor(turn)):  # rotation, reflection
+        assert edges(crystal.neighbors(x @ q, cell @ q, 5.0)) == edges(plain)
+    assert edges(crystal.neighbors(x + torch.tensor([0.3, -7.1, 2.9]).double(), cell, 5.0)) == edges(plain)
+    moved = torch.tensor(rng.integers(-3, 4, (n, 3)))
+    out = crystal.neighbors(x + moved.double() @ cell, cell, 5.0)
+    assert edges(out, shift=-moved) == edges(plain)
+    order = torch.tensor(rng.permutation(n))
+    assert edges(crystal.neighbors(x[order], cell, 5.0), name=order) == edges(plain)
+    change = torch.tensor([[1, 1, 0], [0, 1, 0], [2, 0, 1]])  # another cell of the same lattice
+    other = crystal.neighbors(x, change.double() @ cell, 5.0)
+    assert edges(other._replace(shift=other.shift.long() @ change)) == edges(plain)
+
+
+def test_supercell_sees_what_the_cell_sees():
+    x, cell = torch.tensor([[0.0, 0, 0], [1.1, 0.7, 0.4]]).double(), copper()
+    steps = torch.cartesian_prod(torch.arange(2), torch.arange(1), torch.arange(3)).double()
+    big = (x[None] + (steps @ cell)[:, None]).reshape(-1, 3)
+    small = crystal.neighbors(x, cell, 6.0, vectors=True)
+    large = crystal.neighbors(big, cell * torch.tensor([2.0, 1, 3])[:, None].double(), 6.0, vectors=True)
+    for i in range(len(big)):
+        a, b = small.ptr[i % 2 : i % 2 + 2], large.ptr[i : i + 2]
+        seen = [
+            sorted(
+                [
+                    (int(j) % 2, *(round(c, 6) + 0.0 for c in v))
+                    for j, v in zip(g.source[s], g.vector[s].tolist(), strict=True)
+                ]
+            )
+            for g, s in [(small, slice(*a)), (large, slice(*b))]
+        ]
+        assert seen[0] == seen[1]
+
+
+def test_threads_and_runs_agree(threads):
+    x, cell, cutoff, natoms, pbc = batch([*range(40), 9, 19, 29])
+    threads(lambda: crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, vectors=True))
+
+
+def test_sides_of_the_switch_agree():
+    """A structure of many atoms, alone and as 97 of the atoms that pairs are sought among, by its own lists."""
+    x, cell, cutoff, pbc = random_structure(9)
+    whole = crystal.neighbors(x, cell, cutoff, pbc)
+    chosen = whole.target.lt(90) & whole.source.lt(90)
+    part = crystal.neighbors(x[:90], cell, cutoff, pbc)
+    torch.testing.assert_close(whole.edge_index[:, chosen], part.edge_index)
+    torch.testing.assert_close(whole.distance[chosen], part.distance, rtol=0, atol=0)
+
+
+@given(st.data())
+def test_any_strides(strided, data):
+    x, cell, _, _ = random_structure(3)
+    want = crystal.neighbors(x, cell, 3.0)
+    x, cell = (data.draw(strided(t, expand=False)) for t in (x, cell))
+    same(crystal.neighbors(x, cell, 3.0), want)
+
+
+def test_gradients_are_not_asked_for_in_vain():
+    x = torch.zeros(1, 3, requires_grad=True)
+    graph = crystal.neighbors(x, copper(torch.float32), 3.0, vectors=True)
+    assert graph.num_edges == 12
+    assert not graph.vector.requires_grad
+
+
+def test_capacity():
+    x, cell, cutoff, natoms, pbc = batch([1, 2, 3, 5, 7])
+    full = crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, vectors=True)
+    n = full.num_edges
+    padded = crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, capacity=n + 9, vectors=True)
+    assert padded.mask.sum() == n
+    for a, b in [(padded.shift, full.shift), (padded.distance, full.distance), (padded.reverse, full.reverse)]:
+        torch.testing.assert_close(a[:n], b, rtol=0, atol=0)
+    assert (padded.edge_index[:, n:] == 0).all()
+    assert (padded.reverse[n:] == -1).all()
+    torch.testing.assert_close(padded.ptr, full.ptr)
+    room = int(full.edge_ptr[3]) + 1
+    cut = crystal.radius_graph(x, cell, cutoff, natoms=natoms, pbc=pbc, capacity=room)
+    kept = (full.edge_ptr[1:] <= room).long()
+    assert ((cut.status & Status.OVERFLOW) > 0).tolist() == [not k for k in kept.tolist()]
+    assert cut.ptr[-1] == full.edge_ptr[int(kept.sum())]
+    torch.testing.assert_close(cut.distance[: int(cut.ptr[-1])], full.distance[: int(cut.ptr[-1])])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_whole_with_a_capacity():
+    def f(x, cell):
+        graph = crystal.radius_graph(x, cell, 4.0, natoms=natoms, capacity=400, on_error="mask")
+        return graph, graph.distance.sum()
+
+    natoms = torch.tensor([2, 1])
+    x, cell = torch.tensor([[0.0, 0, 0], [1.1, 0.7, 0.4], [0, 0, 0]]), torch.stack([copper(torch.float32)] * 2)
+    got, _ = torch.compile(f, fullgraph=True)(x, cell)
+    same(got, f(x, cell)[0])
+
+
+def test_contract():
+    x, cell, cutoff, natoms, pbc = batch([1, 2, 9])
+    asked = batch_of(x, cell, cutoff, natoms, None, pbc, None, True)
+    counts, _ = _search.count(*asked, False, False, 2e9)
+    ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    torch.library.opcheck(torch.ops.pyfast.crystal_count.default, (*asked, False, False, 2e9))
+    torch.library.opcheck(torch.ops.pyfast.crystal_fill.default, (*asked, False, False, ptr, int(ptr[-1])))
+    with pytest.raises(ValueError, match="ptr must come from a count"):
+        _search.fill(*asked._replace(cutoff=cutoff / 2), False, False, ptr, int(ptr[-1]))
+
+
+class Structures(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, seed):
+        x, cell, cutoff, pbc = random_structure(seed, 2000)
+        return tuple(crystal.neighbors(x, cell, cutoff, pbc))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_works_in_workers(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    loader = torch.utils.data.DataLoader(Structures(), batch_size=None, num_workers=2, multiprocessing_context=method)
+    for seed, got in enumerate(loader):
+        for a, b in zip(got, Structures()[seed], strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_graph_is_a_pytree():
+    graph = crystal.neighbors(torch.zeros(1, 3), copper(torch.float32), 3.0)
+    moved = torch.utils._pytree.tree_map(lambda t: t, graph)
+    assert isinstance(moved, crystal.PeriodicGraph)
+    assert graph.to("meta").distance.device.type == "meta"
+    assert (graph.num_atoms, graph.num_edges, graph.num_structures) == (1, 12, 1)
+
+
+def test_nothing_is_a_structure_too():
+    for dtype in (torch.float32, torch.float64):
+        none = crystal.radius_graph(torch.zeros(0, 3, dtype=dtype), torch.zeros(0, 3, 3, dtype=dtype), 5.0, natoms=[])
+        assert none.edge_index.shape == (2, 0)
+        assert none.distance.dtype == dtype
+        assert none.edge_ptr.tolist() == [0]
+    empty = crystal.radius_graph(torch.zeros(1, 3), torch.eye(3).expand(3, 3, 3), 1.1, natoms=[0, 1, 0])
+    assert empty.edge_ptr.tolist() == [0, 0, 6, 6]
+    alone = crystal.neighbors(torch.zeros(1, 3), None, 5.0, pbc=False)
+    assert alone.num_edges == 0
+    assert crystal.neighbors(torch.zeros(0, 3), torch.eye(3), 5.0, capacity=4, vectors=True).vector.shape == (4, 3)
+
+
+def test_atoms_in_one_place_are_neighbours():
+    graph = crystal.neighbors(torch.zeros(2, 3), 9 * torch.eye(3), 3.0)
+    assert graph.distance.tolist() == [0, 0]
+    assert graph.status.tolist() == [Status.COINCIDENT]
+
+
+def test_axes_that_do_not_repeat_need_no_vector():
+    x = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
+    slab = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 0]])
+    assert crystal.neighbors(x, slab, 1.5, [True, True, False]).num_edges == 2
+    assert crystal.neighbors(x, slab * 0, 1.5, False).num_edges == 2
+    assert crystal.neighbors(x, torch.full((3, 3), torch.nan), 1.5, False).num_edges == 2
+
+
+def test_zero_cutoff_warns():
+    with pytest.warns(UserWarning, match="cutoff of zero"):
+        assert crystal.neighbors(torch.zeros(2, 3), torch.eye(3), 0.0, inclusive=True).num_edges == 0
+
+
+EYE, ONE = torch.eye(3), torch.zeros(1, 3)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (ValueError, r"positions must be finite, got nan at atom 1, axis y",
+         (torch.tensor([[0, 0, 0], [0, NAN, 0]]), EYE, 1.0), {}),
+        (ValueError, r"positions must be finite, got inf at atom 0, axis x",
+         (torch.tensor([[INF, 0, 0]]), EYE, 1.0), {}),
+        (ValueError, r"cell must be finite, got .* as vector b",
+         (ONE, torch.tensor([[1, 0, 0], [0, NAN, 0], [0, 0, 1]]), 1.0), {}),
+        (ValueError, r"cell must be finite, got .* as vector c",
+         (ONE, torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, INF]]), 1.0), {}),
+        (ValueError, r"cutoff must be finite and not negative, got nan", (ONE, EYE, NAN), {}),
+        (ValueError, r"cutoff must be finite and not negative, got inf", (ONE, EYE, INF), {}),
+        (ValueError, r"cutoff must be finite and not negative, got -1", (ONE, EYE, -1.0), {}),
+        (ValueError, r"cutoff must be finite and not negative, got -1", (ONE, EYE, torch.tensor(-1.0)), {}),
+        (ValueError, r"cutoff must be one number or of shape \(1,\)", (ONE, EYE, torch.ones(2)), {}),
+        (ValueError, r"cell must have independent vectors along abc", (ONE, torch.ones(3, 3), 1.0), {}),
+        (ValueError, r"cell must have independent vectors along abc", (ONE, torch.zeros(3, 3), 1.0), {}),
+        (ValueError, r"cell must have independent vectors along ab,",
+         (ONE, torch.ones(3, 3), 1.0), {"pbc": [True, True, False]}),
+        (ValueError, r"cell must have shape \(3, 3\)", (ONE, torch.ones(2, 3), 1.0), {}),
+        (ValueError, r"cell must be given for periodic structures", (ONE, None, 1.0), {}),
+        (ValueError, r"positions must lie within 2\*\*30 cells of the origin",
+         (torch.full((1, 3), 1e30), EYE, 1.0), {}),
+        (ValueError, r"positions must lie within 2\*\*30 cells",
+         (torch.full((1, 3), 1e300).double(), EYE.double(), 1.0), {}),
+        (ValueError, r"positions must have shape \(N, 3\), got \(3,\)", (torch.zeros(3), EYE, 1.0), {}),
+        (ValueError, r"species must have shape \(1,\)",
+         (ONE, EYE, torch.ones(1, 1)), {"species": torch.zeros(2).long()}),
+        (ValueError, r"species must lie in \[0, 1\)", (ONE, EYE, torch.ones(1, 1)), {"species": torch.ones(1).long()}),
+        (ValueError, r"cutoff must have shape \(K, K\)", (ONE, EYE, 1.0), {"species": torch.zeros(1).long()}),
+        (ValueError, r"cutoff must be symmetric",
+         (ONE, EYE, torch.tensor([[1.0, 2], [1, 2]])), {"species": torch.zeros(1).long()}),
+        (ValueError, r"capacity must lie in", (ONE, EYE, 1.0), {"capacity": -1}),
+        (ValueError, r"on_error must be 'raise' or 'mask', got 'ignore'", (ONE, EYE, 1.0), {"on_error": "ignore"}),
+        (ValueError, r"pbc must be one bool", (ONE, EYE, 1.0), {"pbc": [True, False]}),
+        (TypeError, r"pbc must be bool", (ONE, EYE, 1.0), {"pbc": [1, 0, 1]}),
+        (TypeError, r"positions must be a float32 or float64 tensor, got torch.int64", (ONE.long(), EYE, 1.0), {}),
+        (TypeError, r"cell must be a tensor of positions' dtype", (ONE, EYE.double(), 1.0), {}),
+        (TypeError, r"cell must be on positions' device, cpu, got meta", (ONE, EYE.to("meta"), 1.0), {}),
+        (TypeError, r"cutoff must be a number or a tensor, got str", (ONE, EYE, "1"), {}),
+        (TypeError, r"species must be int64 or int32", (ONE, EYE, torch.ones(1, 1)), {"species": torch.zeros(1)}),
+        (TypeError, r"index_dtype must be torch.int64 or torch.int32", (ONE, EYE, 1.0), {"index_dtype": torch.int16}),
+        (MemoryError, r"cutoff must give at most max_edges = 2147483647 edges, got far more", (ONE, EYE, 1e6), {}),
+        (MemoryError, r"cutoff must give at most max_edges = 3 edges, got 6", (ONE, EYE, 1.1), {"max_edges": 3}),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(error, message, arguments, options):
+    with pytest.raises(error, match=message):
+        crystal.neighbors(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "natoms or batch must be given for 2 structures", {}),
+        (ValueError, "natoms must be None where batch is given", {"natoms": [1, 1], "batch": torch.tensor([0, 1])}),
+        (ValueError, r"natoms must have shape \(2,\)", {"natoms": [2]}),
+        (ValueError, "natoms must add up to the 2 rows of positions, got 3", {"natoms": [1, 2]}),
+        (ValueError, "natoms must not be negative, got -1", {"natoms": [3, -1]}),
+        (ValueError, "batch must not fall", {"batch": torch.tensor([1, 0])}),
+        (ValueError, r"batch must lie in \[0, 2\)", {"batch": torch.tensor([0, 2])}),
+        (ValueError, r"batch must have shape \(2,\)", {"batch": torch.tensor([0])}),
+        (TypeError, "batch must be int64 or int32", {"batch": torch.tensor([0.0, 1.0])}),
+        (TypeError, "natoms must be int64 or int32", {"natoms": torch.tensor([1.0, 1.0])}),
+    ],
+)
+def test_bad_batches_are_named(error, message, options):
+    with pytest.raises(error, match=message):
+        crystal.radius_graph(torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3), 1.0, **options)
+
+
+def test_the_structure_is_named():
+    cell = torch.stack([torch.eye(3), torch.ones(3, 3)])
+    with pytest.raises(ValueError, match="in structure 1"):
+        crystal.radius_graph(torch.zeros(2, 3), cell, 1.1, natoms=[1, 1])
+
+
+def test_masked_structures_are_empty_and_say_why():
+    x = torch.zeros(5, 3)
+    x[2, 1] = NAN
+    x[3] = 1e30
+    cell = torch.stack([EYE, torch.ones(3, 3), EYE, EYE, EYE])
+    cutoff = torch.tensor([1.1, 1.1, 1.1, 1.1, -1.0])
+    graph = crystal.radius_graph(x, cell, cutoff, natoms=[1] * 5, on_error="mask")
+    assert graph.edge_ptr.tolist() == [0, 6, 6, 6, 6, 6]
+    assert graph.status.tolist() == [0, Status.SINGULAR_CELL, Status.NOT_FINITE, Status.TOO_FAR, Status.NOT_FINITE]
+
+
+def test_random_bytes_never_crash():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n = int(rng.integers(0, 6)) if rng.random() < 0.9 else 120
+        x = torch.from_numpy(rng.integers(0, 256, (n, 24), dtype=np.uint8).view(np.float64).copy())
+        cell = torch.from_numpy(rng.integers(0, 256, (3, 24), dtype=np.uint8).view(np.float64).copy())
+        pbc = torch.tensor(rng.integers(0, 2, 3).astype(bool))
+        graph = crystal.radius_graph(
+            x, cell[None], float(rng.exponential()), natoms=[n], pbc=pbc, on_error="mask", capacity=64
+        )
+        assert graph.num_edges == 64

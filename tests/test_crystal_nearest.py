@@ -1,0 +1,134 @@
+"""The k nearest: brute force, ties, both ways to make them mutual, and lists that last while atoms move."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyfast import crystal
+from pyfast.crystal import _search
+from pyfast.crystal._arguments import batch_of
+from pyfast.reference import crystal as reference
+
+
+def structure(seed):
+    """Cells of any shape, half of them with atoms on symmetric places, so that neighbours are equally far."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 12)) if seed % 7 else 110
+    cell = 2.5 * np.cbrt(n) * (np.eye(3) + 0.3 * rng.normal(size=(3, 3)) * (seed % 2))
+    f = rng.random((n, 3)) if seed % 2 else rng.integers(0, 4, (n, 3)) / 4
+    dtype = torch.float32 if seed % 3 else torch.float64
+    return torch.tensor(f @ cell).to(dtype), torch.tensor(cell).to(dtype)
+
+
+@pytest.mark.parametrize("ties", ["canonical", "include", "cdvae"])
+@pytest.mark.parametrize("symmetrize", [None, "union", "mutual"])
+def test_matches_brute_force(ties, symmetrize):
+    options = {"ties": ties, "symmetrize": symmetrize}
+    for seed in range(16):
+        x, cell = structure(seed)
+        k, natoms = 1 + seed * 3 % 13, torch.tensor([len(x)])
+        want = reference.knn_graph(x, cell[None], k, cutoff=6.0, natoms=natoms, **options)
+        got = crystal.knn_graph(x, cell, k, cutoff=6.0, vectors=True, **options)
+        for name, a, b in zip(got._fields, got, want, strict=True):
+            if name != "status":
+                torch.testing.assert_close(a, b, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("pbc", [True, [True, False, True], False])
+def test_without_a_cutoff_there_is_always_a_kth(pbc):
+    for seed in (1, 3, 7):
+        x, cell = structure(seed)
+        graph = crystal.knn_graph(x, cell, 9, pbc=pbc)
+        n = len(x) if pbc is False else 10
+        assert (graph.ptr.diff() == min(9, n - 1)).all()
+        far = crystal.neighbors(x, cell, float(graph.distance.max()) * 1.01 + 0.1, pbc) if graph.num_edges else graph
+        for i in range(0, len(x), 10):
+            rows, all_rows = (g.distance[g.ptr[i] : g.ptr[i + 1]].sort().values for g in (graph, far))
+            torch.testing.assert_close(rows, all_rows[: len(rows)], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ties", ["canonical", "include"])
+@pytest.mark.parametrize("symmetrize", [None, "union", "mutual"])
+def test_never_depends_on_the_order_of_atoms(ties, symmetrize):
+    for seed in range(0, 12, 2):
+        x, cell = structure(seed)
+        x = torch.unique(x, dim=0)  # atoms in one place cannot be told apart
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        plain, mixed = (
+            crystal.knn_graph(y, cell, 5, ties=ties, symmetrize=symmetrize, cutoff=7.0) for y in (x, x[order])
+        )
+        sets = [
+            sorted(map(tuple, torch.cat([name[g.edge_index].T, g.shift.long()], 1).tolist()))
+            for g, name in ((plain, torch.arange(len(x))), (mixed, order))
+        ]
+        assert sets[0] == sets[1]
+
+
+def test_ties_are_included_however_the_crystal_lies():
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    fcc = torch.tensor(3.6 * np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]))
+    for cell in (fcc, fcc @ torch.tensor(turn), torch.tensor([[1.0, 1, 0], [0, 1, 0], [2, 0, 1]]).double() @ fcc):
+        for k, shell in [(1, 12), (12, 12), (13, 18), (20, 42)]:
+            graph = crystal.knn_graph(torch.zeros(1, 3).double(), cell, k, ties="include")
+            assert graph.num_edges == shell
+
+
+def test_batch_threads_and_contract(threads):
+    parts = [structure(s) for s in (0, 1, 4, 7, 9)]
+    x, cell = torch.cat([x.double() for x, _ in parts]), torch.stack([c.double() for _, c in parts])
+    natoms = torch.tensor([len(x) for x, _ in parts])
+    whole = crystal.knn_graph(x, cell, 12, natoms=natoms)
+    threads(lambda: crystal.knn_graph(x, cell, 12, natoms=natoms, vectors=True))
+    alone = [crystal.knn_graph(a.double(), c.double(), 12).distance for a, c in parts]
+    torch.testing.assert_close(whole.distance, torch.cat(alone), rtol=0, atol=0)
+    near = crystal.radius_graph(x, cell, 4.0, natoms=natoms)
+    asked = batch_of(x, cell, 4.0, natoms, None, True, None, True)
+    given = (near.edge_index, near.shift, near.distance, near.ptr, *asked[:4], 3, 0, 0.0, -1.0)
+    torch.library.opcheck(torch.ops.pyfast.crystal_choose.default, given)
+    with pytest.raises(IndexError, match="edge_index must lie in"):
+        _search.choose(near.edge_index + len(x), *given[1:])
+
+
+@pytest.mark.parametrize(
+    ("message", "k", "options"),
+    [
+        ("k must be an integer of at least 1, got 0", 0, {}),
+        ("k must be an integer of at least 1, got 1.5", 1.5, {}),
+        ("ties must be one of", 1, {"ties": "first"}),
+        ("symmetrize must be None, 'union' or 'mutual', got 'both'", 1, {"symmetrize": "both"}),
+        ("tolerance must be finite and not negative, got -1", 1, {"tolerance": -1}),
+        ("cutoff must be given with ties='cdvae'", 1, {"ties": "cdvae"}),
+        ("cutoff must be finite and not negative, got nan", 1, {"cutoff": float("nan")}),
+        ("positions must be finite, got nan", 1, {"positions": torch.full((1, 3), torch.nan)}),
+        ("cell must have independent vectors", 1, {"cell": torch.ones(3, 3)}),
+    ],
+)
+def test_bad_input_is_named(message, k, options):
+    given = {"positions": torch.zeros(1, 3), "cell": torch.eye(3)} | options
+    with pytest.raises(ValueError, match=message):
+        crystal.knn_graph(given.pop("positions"), given.pop("cell"), k, **given)
+
+
+def test_nothing_has_no_neighbours():
+    assert crystal.knn_graph(torch.zeros(0, 3), torch.eye(3), 3).num_edges == 0
+    assert crystal.knn_graph(torch.zeros(1, 3), None, 3, pbc=False).num_edges == 0
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_lists_last_while_atoms_move_little(inclusive):
+    x, cell = structure(7)
+    near = crystal.NeighborList(4.0, skin=1.0, inclusive=inclusive, vectors=True)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        x = x + 0.05 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+        got, want = near(x, cell), crystal.neighbors(x, cell, 4.0, inclusive=inclusive, vectors=True)
+        for name, a, b in zip(got._fields, got, want, strict=True):
+            torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+    assert 1 < near.rebuilds < 20
+    before = near.rebuilds
+    near(x, cell * 1.001)
+    near(x, cell * 1.001)
+    assert near.rebuilds == before + 1
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="skin must be finite"):
+            crystal.NeighborList(1.0, skin=bad)

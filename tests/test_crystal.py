@@ -351,7 +351,7 @@ NAN, INF = float("nan"), float("inf")
         (ValueError, r"positions must lie within 2\*\*30 cells of the origin",
          (torch.full((1, 3), 1e30), EYE, 1.0), {}),
         (ValueError, r"positions must lie within 2\*\*30 cells",
-         (torch.full((1, 3), 1e300).double(), EYE.double(), 1.0), {}),
+         (torch.full((1, 3), 1e300, dtype=torch.float64), EYE.double(), 1.0), {}),
         (ValueError, r"positions must have shape \(N, 3\), got \(3,\)", (torch.zeros(3), EYE, 1.0), {}),
         (ValueError, r"species must have shape \(1,\)",
          (ONE, EYE, torch.ones(1, 1)), {"species": torch.zeros(2).long()}),

@@ -85,7 +85,8 @@ int32_t check(const Lattice& lattice, const Structure& s, double max_edges) {
         farther = std::max(farther, (2 * corner + reach.radius) / lattice.spacing[k]);
     }
     if (!(farther < farthest) || !std::isfinite(reach.slack)) return too_far;
-    return lattice.expected_edges(double(s.n), s.cutoff) > max_edges ? too_many : 0;
+    // Far beyond, that is: what is expected is not what is found.
+    return lattice.expected_edges(double(s.n), s.cutoff) > 2 * max_edges + 1e6 ? too_many : 0;
 }
 
 // Calls f(structure, storage of the thread) for every structure: small ones side by side, others each by all threads.

@@ -91,7 +91,7 @@ def rows(positions, cell, pbc, atom_ptr, cutoff, kinds, inclusive, max_edges):
     status = torch.where(status == 0, far * TOO_FAR, status)
     images = torch.where(pbc, radius[:, None] * per, 1.0).prod(1)
     ball = torch.tensor([1.0, 2.0, torch.pi, 4.18879020478639], dtype=cell.dtype, device=cell.device)[pbc.sum(1)]
-    many = natoms.double().square() * images * ball > max_edges
+    many = natoms.double().square() * images * ball > 2 * max_edges + 1e6
     status = torch.where(status == 0, many * TOO_MANY, status)
     i, k = torch.triu_indices(3, 3, device=cell.device)
     table = torch.cat([axis.flatten(1), step[:, i, k], per, cell.flatten(1)], 1)

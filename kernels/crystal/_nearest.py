@@ -1,4 +1,4 @@
-"""The k nearest of every atom: a program for each halves the numbers between which the k-th key lies, key after key."""
+"""The k nearest of every atom: a program for each goes from one length to the next until it has k, key after key."""
 
 import torch
 import triton
@@ -9,19 +9,12 @@ CANONICAL, INCLUDE, CDVAE = 0, 1, 2
 
 
 @triton.jit
-def _ordered(x):
-    """A float64 as an int64 of the same order; both zeros alike."""
-    n = (x + 0.0).to(tl.int64, bitcast=True)
-    return tl.where(n < 0, n ^ 0x7FFFFFFFFFFFFFFF, n)
-
-
-@triton.jit
 def _key(e, inside, i, row, edge_index, shift, distance, positions, KEY: tl.constexpr):
     """Key 0 is the length, 1 to 3 the vector, 4 the place."""
     if KEY == 0:
-        key = _ordered(tl.load(distance + e, mask=inside, other=0.0))
+        key = tl.load(distance + e, mask=inside, other=0.0)
     elif KEY == 4:
-        key = e
+        key = e.to(tl.float64)
     else:
         c: tl.constexpr = KEY - 1
         j = tl.load(edge_index + e, mask=inside, other=0)
@@ -29,7 +22,7 @@ def _key(e, inside, i, row, edge_index, shift, distance, positions, KEY: tl.cons
         p = tl.load(shift + 3 * e, mask=inside, other=0).to(tl.float64)
         q = tl.load(shift + 3 * e + 1, mask=inside, other=0).to(tl.float64)
         r = tl.load(shift + 3 * e + 2, mask=inside, other=0).to(tl.float64)
-        key = _ordered(d + ((p * tl.load(row + c) + q * tl.load(row + 3 + c)) + r * tl.load(row + 6 + c)))
+        key = d + ((p * tl.load(row + c) + q * tl.load(row + 3 + c)) + r * tl.load(row + 6 + c))
     return key
 
 
@@ -52,15 +45,13 @@ def _choose(
         n += tl.sum(((e < end) & (tl.load(distance + e, mask=e < end, other=-1.0) > minimum)).to(tl.int64), 0)
     left = n * 0 + k
     if n > k:
-        # Keys decided so far: an edge is still open if it has all of them.
-        at0, at1, at2, at3 = n * 0, n * 0, n * 0, n * 0
+        infinite = left.to(tl.float64) + float("inf")
+        at0, at1, at2, at3, last = infinite, infinite, infinite, infinite, infinite  # keys of the last that is chosen
         for KEY in tl.static_range(5):
             if (TIES == 0) | (KEY == 0) | ((TIES == 2) & (KEY == 4)):
-                low, high = n * 0 - 0x7FFFFFFFFFFFFFFF, n * 0 + 0x7FFFFFFFFFFFFFFF
-                below = n * 0
-                while low < high:  # the least key at or below which `left` open edges lie
-                    middle = (low >> 1) + (high >> 1) + (low & high & 1)
-                    count = n * 0
+                at, below, seen = -infinite, left * 0, left * 0
+                while seen < left:  # `seen` open edges have keys up to `at`, `below` of them smaller ones
+                    least, count = infinite, left * 0
                     for start in range(begin, end, BLOCK):
                         e = start + lanes
                         inside = e < end
@@ -75,22 +66,22 @@ def _choose(
                             if KEY > 3:
                                 open &= _key(e, inside, i, row, edge_index, shift, distance, positions, 3) == at3
                         key = _key(e, inside, i, row, edge_index, shift, distance, positions, KEY)
-                        count += tl.sum((open & (key <= middle)).to(tl.int64), 0)
-                    enough = count >= left
-                    high = tl.where(enough, middle, high)
-                    low = tl.where(enough, low, middle + 1)
-                    below = tl.where(enough, below, count)
-                # `below` lie strictly below the key found, as the last count that was not enough was taken just there
-                if KEY == 0:
-                    at0 = low
-                if KEY == 1:
-                    at1 = low
-                if KEY == 2:
-                    at2 = low
-                if KEY == 3:
-                    at3 = low
-                last = low
+                        key = tl.where(open & (key > at), key, float("inf"))
+                        mine = tl.min(key, 0)
+                        equal = tl.sum((open & (key == mine)).to(tl.int64), 0)
+                        count = tl.where(mine < least, equal, tl.where(mine == least, count + equal, count))
+                        least = tl.minimum(mine, least)
+                    at, below, seen = least, seen, seen + count
                 left -= below
+                if KEY == 0:
+                    at0 = at
+                if KEY == 1:
+                    at1 = at
+                if KEY == 2:
+                    at2 = at
+                if KEY == 3:
+                    at3 = at
+                last = at
         for start in range(begin, end, BLOCK):
             e = start + lanes
             inside = e < end
@@ -98,8 +89,7 @@ def _choose(
             keep = inside & (d > minimum)
             k0 = _key(e, inside, i, row, edge_index, shift, distance, positions, 0)
             if TIES == 1:
-                limit = at0.to(tl.float64, bitcast=True) + tolerance
-                keep &= d <= limit
+                keep &= d <= at0 + tolerance
             elif TIES == 2:
                 keep &= (k0 < at0) | ((k0 == at0) & (e <= last))
             else:

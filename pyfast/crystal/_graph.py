@@ -97,4 +97,4 @@ class PeriodicGraph(NamedTuple):
         Returns:
             A graph whose tensors are on that device.
         """
-        return tree_map(lambda x: x.to(*args, **kwargs), self)
+        return tree_map(lambda x: None if x is None else x.to(*args, **kwargs), self)

@@ -60,13 +60,13 @@ def test_agrees_with_cpp(dtype, index_dtype, inclusive, half, species):
 
 
 @pytest.mark.parametrize("ties", range(3))
-@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("k", [3, 8])
 def test_chooses_as_cpp_does(ties, k):
     cell = 3 * torch.eye(3, dtype=torch.float64)[None].repeat(2, 1, 1)
-    x = torch.tensor([[0.0, 0, 0], [1.5, 1.5, 1.5], [0, 0, 0], [0, 0, 0], [0.7, 0, 0]], dtype=torch.float64)
-    natoms = torch.tensor([2, 3])
-    near = crystal.radius_graph(x, cell, 4.5, natoms=natoms, inclusive=True)
-    given = batch_of(x, cell, 4.5, natoms, None, True, None, True)
+    x = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    natoms = torch.tensor([1, 2])
+    near = crystal.radius_graph(x, cell, 4.3, natoms=natoms, inclusive=True)
+    given = batch_of(x, cell, 4.3, natoms, None, True, None, True)
     rest = given.positions, given.cell, given.pbc, given.atom_ptr, k, ties, 0.3, -1.0 if ties < 2 else 1e-2
     want = _search.choose(near.edge_index, near.shift, near.distance, near.ptr, *rest)
     mine = torch.empty_like(want)

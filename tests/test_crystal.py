@@ -1,7 +1,7 @@
 """Neighbour lists: brute force on random cells, symmetries of space, the same bits always, and bad input by name."""
 
+import functools
 import math
-import multiprocessing
 
 import numpy as np
 import pytest
@@ -250,7 +250,8 @@ def test_compiles_whole_with_a_capacity():
 
 
 def test_contract():
-    x, cell, cutoff, natoms, pbc = batch([1, 2, 9])
+    x, cell, _, natoms, pbc = batch([1, 2, 9])
+    cutoff = torch.full((3,), 4.0, dtype=torch.float64)
     asked = batch_of(x, cell, cutoff, natoms, None, pbc, None, True)
     counts, _ = _search.count(*asked, False, False, 2e9)
     ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
@@ -260,26 +261,26 @@ def test_contract():
         _search.fill(*asked._replace(cutoff=cutoff / 2), False, False, ptr, int(ptr[-1]))
 
 
-class Structures(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, seed):
-        x, cell, cutoff, pbc = random_structure(seed, 2000)
-        return tuple(crystal.neighbors(x, cell, cutoff, pbc))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_works_in_workers(method):
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {method} here")
-    loader = torch.utils.data.DataLoader(Structures(), batch_size=None, num_workers=2, multiprocessing_context=method)
-    for seed, got in enumerate(loader):
-        for a, b in zip(got, Structures()[seed], strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
-                torch.testing.assert_close(a, b, rtol=0, atol=0)
+    structures = [random_structure(seed, 2000)[0].double() for seed in range(8)]
+    graph = functools.partial(crystal.neighbors, cell=copper(), cutoff=4.0)
+    loader = torch.utils.data.DataLoader(
+        structures, batch_size=None, num_workers=2, multiprocessing_context=method, collate_fn=graph
+    )
+    for got, x in zip(loader, structures, strict=True):
+        same(got, graph(x))
+
+
+def test_rows_of_many_edges():
+    """Hundreds to a row, and many images of one source, where bins are used."""
+    for seed in (9, 29):
+        x, cell, _, pbc = random_structure(seed)
+        cutoff = 4.0 * (abs(torch.linalg.det(cell)) / len(x)).item() ** (1 / 3)
+        got = crystal.neighbors(x, cell, cutoff, pbc, vectors=True)
+        assert got.ptr.diff().max() > 100
+        same(got, reference.neighbors(x, cell, cutoff, pbc))
 
 
 def test_graph_is_a_pytree():

@@ -47,7 +47,7 @@ class Sorter {
             for (int64_t e = 0; e < n; ++e) order[r[e]] = int32_t(e);
         } else {
             for (int64_t e = 0; e < n; ++e) order[e] = int32_t(e);
-            std::sort(order.begin(), order.end(),
+            std::sort(order.begin(), order.begin() + n,
                       [this](int32_t e, int32_t f) { return source[e] != source[f] ? source[e] < source[f] : e < f; });
         }
         for (int64_t k = 1; k < n; ++k) {  // images of one source

@@ -68,10 +68,10 @@ def app() -> Any:
         json_path: Annotated[Path | None, typer.Option("--json", help="Where to write all numbers.")] = None,
         quick: Annotated[bool, typer.Option(help="Leave out the races on large inputs.")] = False,
     ) -> None:
-        """Show what the kernels do on real weights, images and text, checked against the reference."""
+        """Show what the kernels do on real weights, images, text and crystals, checked against the reference."""
         if section not in (*SECTIONS, "all"):
             raise typer.BadParameter(f"section must be one of {', '.join(SECTIONS)} or all, got {section!r}")
-        for module in ("sklearn", "safetensors"):
+        for module in ("sklearn", "safetensors", "ase", "pymatgen"):
             if not importlib.util.find_spec(module):
                 typer.echo(f"pyfast demo needs {module}: pip install 'pyfast-kernels[demo]'", err=True)
                 raise typer.Exit(2)

@@ -49,7 +49,7 @@ def test_without_the_extra_info_works_and_the_rest_says_what_to_install(missing,
         cli.main()
 
 
-@pytest.mark.parametrize("missing", ["sklearn", "safetensors"])
+@pytest.mark.parametrize("missing", ["sklearn", "safetensors", "ase", "pymatgen"])
 def test_demo_without_its_packages_says_what_to_install(missing, monkeypatch):
     find = cli.importlib.util.find_spec
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
@@ -62,7 +62,7 @@ def test_unknown_section_is_refused_by_name():
     result = runner.invoke(cli.app(), ["demo", "nothing"])
     assert result.exit_code == 2
     said = " ".join(result.output.replace("│", " ").split())
-    assert "section must be one of prune, linear_attention, spn or all, got 'nothing'" in said
+    assert "section must be one of prune, linear_attention, spn, crystal or all, got 'nothing'" in said
 
 
 def test_demo_shows_collapse_averted(tmp_path):
@@ -200,3 +200,14 @@ def test_importing_pyfast_imports_nothing_optional():
     optional = ["typer", "rich", "triton", "numba", "matplotlib", "sklearn", "safetensors", "pyfast.demo"]
     result = subprocess.run([sys.executable, "-P", "-c", code, *optional], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_crystal_demo_makes_graphs_of_real_structure_types(tmp_path):
+    picture, numbers = tmp_path / "demo.png", tmp_path / "demo.json"
+    result = runner.invoke(cli.app(), ["demo", "crystal", "--quick", "--plot", str(picture), "--json", str(numbers)])
+    assert result.exit_code == 0, result.output
+    assert "equal: yes" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    content = json.loads(numbers.read_text())["crystal"]
+    assert content["structures"] == 288
+    assert content["same_bonds"] == content["asked_pymatgen"]

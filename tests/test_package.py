@@ -99,6 +99,9 @@ def test_import_is_lean():
         "matplotlib",
         "safetensors",
         "sklearn",
+        "ase",
+        "pymatgen",
+        "torch_geometric",
         "pyfast.kernels",
         "pyfast.demo",
     ]
@@ -157,7 +160,8 @@ def test_package_needs_only_torch_and_numpy():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in 'triton numba typer rich safetensors sklearn matplotlib tqdm pandas'.split():
+        optional = 'triton numba typer rich safetensors sklearn matplotlib tqdm pandas ase pymatgen torch_geometric'
+        if name.split('.')[0] in optional.split():
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import torch, pyfast

@@ -2,17 +2,21 @@
 
 namespace pyfast {
 namespace crystal {
+void bind_coordination(py::module_&);
 void bind_messages(py::module_&);
 void bind_nearest(py::module_&);
 void bind_neighbors(py::module_&);
 void bind_table(py::module_&);
+void bind_voronoi(py::module_&);
 }  // namespace crystal
 
 void bind_crystal(py::module_& m) {
+    crystal::bind_coordination(m);
     crystal::bind_messages(m);
     crystal::bind_nearest(m);
     crystal::bind_neighbors(m);
     crystal::bind_table(m);
+    crystal::bind_voronoi(m);
 }
 
 }  // namespace pyfast

@@ -1,0 +1,260 @@
+"""Crystals from and to ASE, pymatgen and PyTorch Geometric; lists that stand in for those of ASE and TorchSim."""
+
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, graphene, molecule
+from ase.io import write
+from ase.neighborlist import neighbor_list as ase_neighbor_list
+
+from pyfast import crystal
+from pyfast.crystal import convert
+
+
+def shaken():
+    atoms = bulk("NaCl", "rocksalt", a=5.64) * (2, 1, 3)
+    atoms.rattle(0.1, seed=1)
+    atoms.positions[0] += 3 * atoms.cell[0] - 2 * atoms.cell[2]  # out of its cell
+    return atoms
+
+
+ATOMS = {
+    "copper": bulk("Cu"),
+    "silicon": bulk("Si", cubic=True),
+    "magnesium": bulk("Mg"),
+    "zincblende": bulk("ZnS", "zincblende", a=5.41),
+    "salt": shaken(),
+    "slab": fcc111("Pt", (2, 1, 3), vacuum=5.0),
+    "sheet": graphene(),
+    "water": molecule("H2O"),
+    "left-handed": Atoms("HO", [[0, 0, 0], [1, 0.5, 0.2]], cell=[[0, 3, 0], [3, 0, 0.5], [0, 0.3, 4]], pbc=True),
+    "nothing": Atoms(cell=np.eye(3), pbc=True),
+}
+
+
+@pytest.fixture
+def pyg():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import is not for those who err on warnings
+        import torch_geometric.data
+        import torch_geometric.nn
+    return torch_geometric
+
+
+def rows(arrays):
+    """Pairs as sorted tuples, floats rounded."""
+    columns = (np.round(a, 8).reshape(len(a), -1 if len(a) else 0) + 0.0 for a in arrays)
+    return sorted(map(tuple, np.concatenate(list(columns), 1).tolist()))
+
+
+@pytest.mark.parametrize("name", ATOMS)
+@pytest.mark.parametrize("cutoff", [2.9, 5.0])
+def test_neighbor_list_is_ase_s(name, cutoff):
+    atoms = ATOMS[name]
+    got, want = crystal.neighbor_list("ijSdD", atoms, cutoff), ase_neighbor_list("ijSdD", atoms, cutoff)
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+    assert rows(got) == rows(want)
+    np.testing.assert_array_equal(got[0], want[0])  # sorted by i, as ASE's
+
+
+@pytest.mark.parametrize(
+    "cutoff",
+    [{("Na", "Cl"): 3.0}, {("Na", "Na"): 4.2, (17, 11): 2.9}, {("H", "H"): 9.0}, [1.2, 1.6] * 6, np.full(12, 1.5)],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbor_list_takes_ase_s_cutoffs(cutoff, own):
+    atoms = ATOMS["salt"]
+    got = crystal.neighbor_list("ijSd", atoms, cutoff, self_interaction=own)
+    assert rows(got) == rows(ase_neighbor_list("ijSd", atoms, cutoff, self_interaction=own))
+    assert (np.diff(got[0]) >= 0).all()
+
+
+def test_neighbor_list_of_one_letter_is_an_array():
+    assert isinstance(crystal.neighbor_list("d", ATOMS["copper"], 3.0), np.ndarray)
+    with pytest.raises(ValueError, match="quantities must be letters of 'ijdDS', got 'ix'"):
+        crystal.neighbor_list("ix", ATOMS["copper"], 3.0)
+    with pytest.raises(TypeError, match="atoms must be Atoms or several of them, got str"):
+        crystal.neighbor_list("ij", "copper", 3.0)
+    with pytest.raises(ValueError, match="cutoff must be a number, a mapping, or a radius of each atom"):
+        crystal.neighbor_list("ij", ATOMS["copper"], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_torch_sim_s_callable(own):
+    names = ["copper", "salt", "slab", "left-handed"]
+    c = convert.from_ase([ATOMS[n] for n in names])
+    system = torch.repeat_interleave(c.natoms)
+    cutoff = torch.tensor(4.0, dtype=torch.float64)
+    mapping, structure, shift = crystal.torch_sim_neighbors(c.positions, c.cell, c.pbc, cutoff, system, own)
+    assert torch.equal(structure, system[mapping[0]])
+    assert shift.dtype == c.positions.dtype
+    first = 0
+    for k, n in enumerate(names):
+        want = ase_neighbor_list("ijS", ATOMS[n], 4.0, self_interaction=own)
+        mine = structure == k
+        got = (*(mapping[:, mine] - first).numpy(), shift[mine].numpy())
+        assert rows(got) == rows(want)
+        first += len(ATOMS[n])
+
+
+def test_ase_and_back():
+    many = list(ATOMS.values())
+    c = convert.from_ase(many)
+    assert c.natoms.tolist() == [len(a) for a in many]
+    for a, b in zip(many, convert.to_ase(c), strict=True):
+        assert a == b
+    assert convert.from_ase(many[0], torch.float32).positions.dtype == torch.float32
+    assert convert.from_ase([]).cell.shape == (0, 3, 3)
+    with pytest.raises(TypeError, match="atoms must be Atoms or several of them, got int"):
+        convert.from_ase([1])
+    with pytest.raises(TypeError, match=r"dtype must be torch.float32 or torch.float64, got torch.float16"):
+        convert.from_ase(many, torch.float16)
+
+
+def test_pymatgen_and_back():
+    from pymatgen.core import Lattice, Structure
+
+    periodic = [ATOMS[n] for n in ("copper", "silicon", "salt", "left-handed")]
+    structures = convert.to_pymatgen(convert.from_ase(periodic))
+    c = convert.from_pymatgen(structures)
+    again = convert.from_ase(periodic)
+    for a, b in zip(c, again, strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(a, b)
+        else:
+            assert torch.equal(a, b)
+    mixed = Structure(Lattice.cubic(3), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
+    with pytest.raises(ValueError, match=r"structures must be ordered, one element to a site, got .* as structure 1"):
+        convert.from_pymatgen([structures[0], mixed])
+    with pytest.raises(TypeError, match="structures must be IStructure or several of them, got Atom"):
+        convert.from_pymatgen(ATOMS["copper"])
+
+
+def test_pyg_and_back(pyg):
+    c = convert.from_ase([ATOMS[n] for n in ("silicon", "salt", "copper")])
+    graph = crystal.crystal_nn_graph(c.positions, c.cell, natoms=c.natoms)
+    data = convert.to_pyg(c, graph)
+    assert [d.num_bonds for d in data] == graph.edge_ptr.diff().tolist()
+    batch = pyg.data.Batch.from_data_list(data)
+    assert torch.equal(batch.num_atoms, c.natoms)
+    assert torch.equal(batch.batch, torch.repeat_interleave(c.natoms))
+    crystals, again = convert.from_pyg(batch)
+    assert torch.equal(crystals.numbers, c.numbers)
+    for name in ("edge_index", "shift", "reverse", "ptr", "edge_ptr", "atom_ptr", "status"):
+        assert torch.equal(getattr(again, name), getattr(graph, name)), name
+    torch.testing.assert_close(again.distance, graph.distance, rtol=1e-5, atol=0)  # the fields are float32
+    assert convert.from_pyg(convert.to_pyg(c)[0])[1] is None
+
+
+def test_pyg_edges_in_any_order():
+    """And the fields of CDVAE mean what they mean there: pos[row 0] - pos[row 1] + to_jimages @ cell is a bond."""
+    fields = {"lengths": torch.tensor([[3.0, 4.0, 5.0]]), "angles": torch.tensor([[80.0, 95.0, 110.0]])}
+    data = SimpleNamespace(
+        frac_coords=torch.tensor([[0.1, 0.2, 0.3], [0.6, 0.7, 0.9]]),
+        atom_types=torch.tensor([1, 8]),
+        num_atoms=2,
+        edge_index=torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]]),
+        to_jimages=torch.tensor([[0, 0, -1], [0, 0, 1], [0, 0, 0], [1, 0, 0]]),
+        **fields,
+    )
+    crystals, graph = convert.from_pyg(data)
+    assert graph.edge_index.tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
+    assert graph.shift.tolist() == [[1, 0, 0], [0, 0, -1], [0, 0, 0], [0, 0, 1]]
+    assert graph.reverse.tolist() == [-1, 3, -1, 1]
+    assert graph.ptr.tolist() == [0, 3, 4]
+    x, h = crystals.positions, crystals.cell[0]
+    torch.testing.assert_close(h.norm(dim=1), fields["lengths"][0].double())
+    torch.testing.assert_close(graph.distance[3], (x[0] - x[1] + h[2]).norm())
+    cosines = torch.stack([h[1] @ h[2], h[0] @ h[2], h[0] @ h[1]]) / torch.tensor([20.0, 15.0, 12.0]).double()
+    torch.testing.assert_close(torch.rad2deg(cosines.arccos()), fields["angles"][0].double())
+    data.edge_index = torch.tensor([[2], [0]])
+    with pytest.raises(ValueError, match=r"edge_index must lie in \[0, 2\), got 0 to 2"):
+        convert.from_pyg(data)
+    data.angles = torch.tensor([[10.0, 10.0, 170.0]])
+    with pytest.raises(ValueError, match=r"lengths and angles must make a cell, got .* for structure 0"):
+        convert.from_pyg(data)
+
+
+def test_pyg_refuses_what_its_fields_cannot_tell(pyg):
+    with pytest.raises(ValueError, match="crystals must be right-handed"):
+        convert.to_pyg(convert.from_ase(ATOMS["left-handed"]))
+    with pytest.raises(ValueError, match="crystals must repeat along all axes"):
+        convert.to_pyg(convert.from_ase(ATOMS["slab"]))
+
+
+def test_cif(tmp_path):
+    write(tmp_path / "silicon.cif", ATOMS["silicon"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        c = convert.read(tmp_path / "silicon.cif")
+    assert c.numbers.tolist() == [14] * 8
+    assert crystal.crystal_nn_graph(c.positions, c.cell, natoms=c.natoms).num_edges == 32
+
+
+def test_radius_graph_inside_a_model_of_pyg(pyg):
+    """SchNet takes our graph where it would make one without periodicity: two cells have twice the energy of one."""
+    torch.manual_seed(0)
+
+    def energy(crystals):
+        def interaction_graph(positions, batch):
+            graph = crystal.radius_graph(positions, crystals.cell, 4.0, batch=batch, pbc=crystals.pbc)
+            return graph.edge_index, graph.distance
+
+        model.interaction_graph = interaction_graph
+        return model(crystals.numbers, crystals.positions, torch.repeat_interleave(crystals.natoms))
+
+    model = pyg.nn.models.SchNet(16, 16, 2, 10, cutoff=4.0, interaction_graph=lambda *_: None).double()
+    unit = bulk("NaCl", "rocksalt", a=5.64)
+    unit.rattle(0.1, seed=2)
+    batch = energy(convert.from_ase([unit, unit * (1, 2, 1), unit]))
+    torch.testing.assert_close(batch[1], 2 * batch[0])
+    torch.testing.assert_close(batch[2], batch[0])
+    list_of_ase = ase_neighbor_list("ijd", unit, 4.0)
+    i, j, d = (torch.from_numpy(a) for a in list_of_ase)
+    model.interaction_graph = lambda *_: (torch.stack([j, i]), d)
+    alone = model(torch.from_numpy(unit.numbers).long(), torch.from_numpy(unit.positions))
+    torch.testing.assert_close(batch[:1], alone)
+
+
+LOADER = """
+import sys, torch
+from ase.build import bulk
+from pyfast import crystal
+from pyfast.crystal import convert
+
+class Graphs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, k):
+        c = convert.from_ase(bulk("NaCl", "rocksalt", a=5.0 + k) * (k + 1, 2, 2))
+        near = crystal.radius_graph(c.positions, c.cell, 6.0, natoms=c.natoms)
+        return near, crystal.crystal_nn_graph(c.positions, c.cell, natoms=c.natoms)
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    want = [Graphs()[k] for k in range(4)]  # the parent's thread pool exists now, and will not in forked workers
+    loader = torch.utils.data.DataLoader(
+        Graphs(), batch_size=None, num_workers=2, multiprocessing_context=sys.argv[1], timeout=120
+    )
+    for got, expected in zip(loader, want, strict=True):
+        for a, b in zip(got, expected, strict=True):
+            assert all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    print("same")
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_in_workers_of_a_loader(how, tmp_path):
+    (tmp_path / "loader.py").write_text(LOADER)
+    run = subprocess.run(
+        [sys.executable, "-P", str(tmp_path / "loader.py"), how], capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout.strip() == "same", run.stderr

@@ -206,6 +206,20 @@ def crystal_nearest(add):
         add("_choose", given, how | {"TIES": ties}, options)
 
 
+def crystal_geometry(add, dtype):
+    number, index, flag = f"*{dtype}", "*i64", {"MOVED": True}
+    places = f"*i32 {index} {index} {index} {index} {index} {number} i32"
+    add("_vectors", f"{number} {number} {places}", flag | {"BE": 128})
+    add("_pull", f"{number} {index} {index} {index} {index} {number}", {"MOVED": False, "MOVED_T": True, "BE": 32})
+    add("_strain", f"{number} *i32 {index} {number}", {"BE": 128})
+    tiles = f"{number} {number} {4 * (index + ' ')}{number} i32 i32"
+    for kernel in ("_pair_sum", "_pair_back", "_pair_dot"):
+        add(kernel, tiles, crystal.pair_blocks(64) | flag)
+    add("_segment_sum", f"{number} {index} {number} i32", {"BE": 8, "BF": 128})
+    add("_segment_max", f"{number} {index} {number} {index} i32", {"BF": 128})
+    add("_segment_softmax", f"{number} {index} {number} i32", {"BF": 128})
+
+
 def crystals(_):
     """The kernels of every room, with its launchers' own block sizes."""
     found = {}
@@ -216,7 +230,9 @@ def crystals(_):
     for dtype, wide in (("fp32", False), ("fp64", True)):
         crystal_messages(add, dtype, wide)
         crystal_neighbors(add, dtype)
+        crystal_geometry(add, dtype)
     crystal_nearest(add)
+    add("_nearest", "*fp64 *i64 *i64 *fp64 *i32", {})
     return found
 
 

@@ -83,11 +83,11 @@ def _moved(operator: Callable[..., Any], inputs: Any, tangents: Any, places: Any
     return [operator(*inputs[:n], tangents[n].contiguous(), *inputs[n + 1 :]) for n in moving]
 
 
-def _linear(operator: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """The forward derivative of what is linear in each of its first ``count`` arguments."""
+def bilinear(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward derivative of what is linear in each of its first two arguments."""
 
     def jvp(inputs: Any, tangents: Any, outputs: Any) -> Any:
-        return _sum(_moved(operator(), inputs, tangents, range(count)))
+        return _sum(_moved(operator(), inputs, tangents, range(2)))
 
     return jvp
 
@@ -194,7 +194,7 @@ conv: Callable[..., Any] = _ops.define(
     _allocate_conv,
     _save,
     _derive_conv,
-    jvp=_linear(lambda: conv, 2),
+    jvp=bilinear(lambda: conv),
 )
 product: Callable[..., Any] = _ops.define(
     "crystal",
@@ -202,7 +202,7 @@ product: Callable[..., Any] = _ops.define(
     _allocate_product,
     _save,
     _derive_product,
-    jvp=_linear(lambda: product, 2),
+    jvp=bilinear(lambda: product),
 )
 transpose: Callable[..., Any] = _ops.define(
     "crystal",

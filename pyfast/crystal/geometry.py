@@ -242,7 +242,7 @@ def forces_and_stress(
         >>> graph = reference.neighbors(x, cell, 2.5)
         >>> v = crystal.edge_vectors(x, cell, graph).requires_grad_()
         >>> forces, stress = crystal.forces_and_stress(crystal.lengths(v).sum(), v, cell, graph)
-        >>> stress[0].diagonal()  # 6 edges of length 2, a volume of 8
+        >>> stress[0].diagonal().detach()  # 6 edges of length 2, a volume of 8
         tensor([0.5000, 0.5000, 0.5000])
     """
     if isinstance(cell, Tensor) and cell.dim() == 2:

@@ -79,17 +79,21 @@ def _nearest(y, start, structure, part, shift):
     p00, p01, p02 = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     p11, p12, p22 = tl.load(at + 4), tl.load(at + 5), tl.load(at + 8)
     best = (y0 * y0 + y1 * y1 + y2 * y2) * (1 + 1e-12) + 1e-300
-    a, b, c = tl.zeros((), tl.int64), tl.zeros((), tl.int64), tl.zeros((), tl.int64)
+    none = tl.zeros((), tl.int64)
+    a, b, c = none, none, none
     low0, high0 = _span(y0, p00, best)
-    for s0 in range(low0, high0):
+    for i0 in range(low0, high0):
+        s0 = none + i0  # a tensor in the interpreter too
         t0 = s0.to(tl.float64)
         x0, x1, x2 = y0 + tl.where(s0 == 0, 0.0, t0 * p00), y1 + t0 * p01, y2 + t0 * p02
         low1, high1 = _span(x1, p11, best - x0 * x0)
-        for s1 in range(low1, high1):
+        for i1 in range(low1, high1):
+            s1 = none + i1
             t1 = s1.to(tl.float64)
             z1, z2 = x1 + tl.where(s1 == 0, 0.0, t1 * p11), x2 + t1 * p12
             low2, high2 = _span(z2, p22, best - x0 * x0 - z1 * z1)
-            for s2 in range(low2, high2):
+            for i2 in range(low2, high2):
+                s2 = none + i2
                 z = z2 + tl.where(s2 == 0, 0.0, s2.to(tl.float64) * p22)
                 length = x0 * x0 + z1 * z1 + z * z
                 nearer = length < best

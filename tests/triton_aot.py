@@ -195,7 +195,7 @@ def crystal_neighbors(add, dtype):
             add("_neighbors", f"{given} {out}", flags | {"WRITE": True}, options)
     for index in ("*i32", i64):
         add("_reverse", f"{index} {index} *i32 {index} {index} i32 i32", how, options)
-    add("_corners", f"{real} {i64} *fp64", how, options)
+    add("_corners", f"{real} {i64} *fp64", {"BLOCK": 256}, options)
 
 
 def crystal_nearest(add):

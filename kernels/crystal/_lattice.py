@@ -40,7 +40,7 @@ def rows(positions, cell, pbc, atom_ptr, cutoff, kinds, inclusive, max_edges):
     B = len(cell)
     corners = positions.new_empty(B, 7, dtype=torch.float64)
     if B:
-        _corners[(B,)](positions, atom_ptr, corners, BLOCK=128, num_warps=4)
+        _corners[(B,)](positions, atom_ptr, corners, BLOCK=256, num_warps=4)
     natoms = atom_ptr.diff()
     low, high = (torch.where((natoms > 0)[:, None], c, 0.0) for c in (corners[:, :3], corners[:, 3:6]))
     radius = cutoff.amax().expand(B) if kinds.numel() else cutoff

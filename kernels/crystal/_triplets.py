@@ -73,7 +73,7 @@ def _pair_dot(
 
 
 def pair_blocks(columns):
-    return {"BE": 16, "BF": min(next_power_of_2(max(columns, 1)), 64)}
+    return {"BE": 8, "BF": min(next_power_of_2(max(columns, 1)), 64)}
 
 
 def pair_sum(m, x, row, row_ptr, ptr, tile_ptr, out):

@@ -39,7 +39,7 @@ def run(console: Console, plot: Path | None, quick: bool) -> dict[str, Any]:
     )
     ours = times["pyfast"]
     for name, seconds in times.items():
-        table.add_row(name, f"{1e3 * seconds:,.1f}", f"{seconds / ours:,.0f}x")
+        table.add_row(name, f"{1e3 * seconds:,.1f}", f"{seconds / ours:,.{seconds < 10 * ours:d}f}x")
     console.print(table)
     bonds = crystal.crystal_nn_graph(crystals.positions, crystals.cell, natoms=crystals.natoms)
     asked = range(0, len(structures), 48 if quick else 12)

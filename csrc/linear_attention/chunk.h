@@ -161,7 +161,8 @@ template <bool Solve, bool Strict, int N, class F>
 void read(Work<F>& w, const State<F>& s, int64_t n, int64_t column, Decay decay) {
     constexpr int W = lanes<F>;
     const int64_t K = w.K, wide = w.wide, c = w.c;
-    const F *v = w.v + column, *state = s.empty ? nullptr : s.narrow + column * K, *up = w.up + column;
+    const F *v = w.v + column, *state = s.empty ? nullptr : s.narrow + column * K;
+    const F* up = decay == Decay::columns ? w.up + column : nullptr;
     F* out = w.out + column;
     for_rows(n, [&]<int M>(int64_t row) {
         w.ahead.some();

@@ -81,28 +81,28 @@ def of_first(parts: Sequence[Tensor], group: Any) -> list[Tensor]:
 def stopping_together(group: Any) -> Iterator[Callable[[], None]]:
     """Ctrl-C is kept until the function is called, and then raised on all ranks if one has it; at once if repeated.
 
-    Without a group, it stays as it is.
+    Without a group it is raised at once, and once more by the function: Python drops what is raised while it collects
+    garbage or calls a destructor. A handler of the user's own stays, then.
     """
-    if group is None:
-        yield lambda: None
-        return
     seen = torch.zeros(1, dtype=torch.int64)
 
     def note(*_: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
+        repeated = bool(seen)
         seen.fill_(1)
+        if repeated or group is None:
+            raise KeyboardInterrupt
 
     def stop() -> None:
-        if total([seen], group)[0]:
+        if seen if group is None else total([seen], group)[0]:
             raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()  # no other may have a handler
-    before = signal.signal(signal.SIGINT, note) if main else None
+    mine = threading.current_thread() is threading.main_thread()  # no other may have a handler
+    mine &= group is not None or signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, note) if mine else None
     try:
         yield stop
     finally:
-        if main:
+        if mine:
             signal.signal(signal.SIGINT, before)
 
 

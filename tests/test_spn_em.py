@@ -1,12 +1,14 @@
 import copy
 import math
 import signal
+import sys
 import threading
 
 import pytest
 import torch
 
 import pyfast
+from pyfast import _ranks
 from pyfast.reference import spn as reference
 from pyfast.spn import EM, SPN, Columns
 from pyfast.spn._network import Network, Parameters
@@ -252,6 +254,33 @@ def test_interruption_keeps_what_was_learned():
         model.fit(X)
     assert 1 < len(model.trace_) < 100_000
     torch.testing.assert_close(model.score(X), model.trace_[-1], rtol=0, atol=1e-4)
+
+
+def test_an_interruption_that_python_drops_is_not_lost(monkeypatch):
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with _ranks.stopping_together(None) as stop:
+        stop()
+        Dropped()
+        assert len(dropped) == 1
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_user_s_own_stays():
+    seen, before = [], signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with _ranks.stopping_together(None) as stop:
+            signal.raise_signal(signal.SIGINT)
+            stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [1]
 
 
 def test_estimator_s_manners():

@@ -2,19 +2,25 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyfast.kernels
 import pytest
 
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes that one program may have
 
 
+FAMILIES = sorted(info.name for info in pkgutil.iter_modules(pyfast.kernels.__path__))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("capability", SHARED)
-def test_every_kernel_compiles_and_fits(capability):
+def test_every_kernel_compiles_and_fits(capability, family):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("triton_aot.py")), str(capability)]
+    command = [sys.executable, str(Path(__file__).with_name("triton_aot.py")), str(capability), family]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr[-6000:]
     report = json.loads(run.stdout)

@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for one GPU that need not be there, and prints what each one takes, as JSON.
+"""Compiles a family's Triton kernels for one GPU that need not be there, and prints what each one takes, as JSON.
 
-Usage: python triton_aot.py COMPUTE_CAPABILITY. Runs in its own process: Triton must not have been told to interpret.
+Usage: python triton_aot.py COMPUTE_CAPABILITY FAMILY, in its own process: Triton must not have been told to interpret.
 """
 
 import ast
@@ -13,7 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pyfast.kernels
 import torch
 import triton
 from pyfast.kernels import crystal, prune, spn
@@ -309,21 +308,19 @@ def measure(kernel, types, constants, options, capability):
     }
 
 
-def main(capability):
-    report = {"unlisted": [], "missing": [], "compiled": []}
-    for family in (info.name for info in pkgutil.iter_modules(pyfast.kernels.__path__)):
-        known, listed = kernels(family), LAUNCHED.get(family, {})
-        listed = listed(capability) if callable(listed) else listed
-        report["unlisted"] += [f"{family}.{name}" for name in unlisted(known, listed)]
-        report["missing"] += [f"{family}.{name}" for name in listed if name not in known]
-        for name, variants in ((n, v) for n, v in listed.items() if n in known):
-            for types, constants, options in variants:
-                options = dict(options) if isinstance(options, dict) else {"num_warps": options}
-                wgmma = options.pop("wgmma", False) and capability >= 90
-                about = {"kernel": f"{family}.{name}", "types": types, "constants": constants, "needs_wgmma": wgmma}
-                report["compiled"].append(about | measure(known[name], types, constants, options, capability))
-    print(json.dumps(report, default=str))
+def main(capability, family):
+    known, listed = kernels(family), LAUNCHED.get(family, {})
+    listed = listed(capability) if callable(listed) else listed
+    compiled = []
+    for name, variants in ((n, v) for n, v in listed.items() if n in known):
+        for types, constants, options in variants:
+            options = dict(options) if isinstance(options, dict) else {"num_warps": options}
+            wgmma = options.pop("wgmma", False) and capability >= 90
+            about = {"kernel": name, "types": types, "constants": constants, "needs_wgmma": wgmma}
+            compiled.append(about | measure(known[name], types, constants, options, capability))
+    missing = [name for name in listed if name not in known]
+    print(json.dumps({"unlisted": unlisted(known, listed), "missing": missing, "compiled": compiled}, default=str))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyfast import _ranks
 from pyfast.spn import _scikit
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import Categorical
@@ -145,19 +146,21 @@ class EM:
         self.trace_val_: list[float] = []
         top, waited = -math.inf, 0
         try:
-            for i in range(self.iterations + 1):
-                self.trace_.append(float(network.log_prob(rows.rows, now) @ times / times.sum() + base))
-                found = self.trace_[-1]
-                if validation is not None:
-                    found = float((network.log_prob(validation, now) + columns.log_base(validation)).mean())
-                    self.trace_val_.append(found)
-                if validation is None or found > max(self.trace_val_[:-1], default=-math.inf):
-                    best = now
-                waited = 0 if found > top + self.tolerance else waited + 1
-                top = found if waited == 0 else top
-                if waited > self.patience or i == self.iterations:
-                    break
-                now = update(now, rows.rows, times)
+            with _ranks.stopping_together(None) as stop:
+                for i in range(self.iterations + 1):
+                    self.trace_.append(float(network.log_prob(rows.rows, now) @ times / times.sum() + base))
+                    found = self.trace_[-1]
+                    if validation is not None:
+                        found = float((network.log_prob(validation, now) + columns.log_base(validation)).mean())
+                        self.trace_val_.append(found)
+                    if validation is None or found > max(self.trace_val_[:-1], default=-math.inf):
+                        best = now
+                    waited = 0 if found > top + self.tolerance else waited + 1
+                    top = found if waited == 0 else top
+                    if waited > self.patience or i == self.iterations:
+                        break
+                    now = update(now, rows.rows, times)
+                    stop()
         except KeyboardInterrupt:
             warnings.warn(
                 f"stopped after {len(self.trace_) - 1} of {self.iterations} iterations; what was learned is kept",

@@ -188,6 +188,28 @@ def too_many(batch: Batch, max_edges: int, structure: int | None = None, edges: 
     )
 
 
+def check_tensor(
+    name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor | None = None, other: str = "x"
+) -> None:
+    """Refuse what is no float tensor of this shape, or not of the dtype and device of another.
+
+    Sizes that are named may be anything; a first size "..." is any number of them.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    fixed = shape[1:] if shape[:1] == ("...",) else shape
+    sizes = x.shape[len(x.shape) - len(fixed) :] if fixed is not shape and x.dim() >= len(fixed) else x.shape
+    if len(sizes) != len(fixed) or any(isinstance(n, int) and m != n for m, n in zip(sizes, fixed, strict=True)):
+        want = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({want}), got {tuple(x.shape)}")
+    if like is not None and x.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {other}, {like.dtype}, got {x.dtype}")
+    if like is not None and x.device != like.device:
+        raise TypeError(f"{name} must be on the device of {other}, {like.device}, got {x.device}")
+
+
 def _same_device(name: str, x: Tensor, positions: Tensor) -> None:
     if x.device != positions.device:
         raise TypeError(f"{name} must be on positions' device, {positions.device}, got {x.device}")

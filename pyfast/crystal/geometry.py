@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
+from pyfast.crystal._arguments import check_tensor
 from pyfast.crystal.segments import segment_sum
 
 
@@ -43,8 +44,8 @@ def edge_vectors(positions: Tensor, cell: Tensor, graph: Any) -> Tensor:
     """
     if isinstance(cell, Tensor) and cell.dim() == 2:
         cell = cell[None]
-    _check("positions", positions, (graph.num_atoms, 3), positions)
-    _check("cell", cell, (graph.num_structures, 3, 3), positions)
+    check_tensor("positions", positions, (graph.num_atoms, 3))
+    check_tensor("cell", cell, (graph.num_structures, 3, 3), positions, "positions")
     pointers = graph.edge_ptr.long().contiguous(), graph.atom_ptr.long().contiguous()
     return _vectors(positions.contiguous(), cell.contiguous(), graph.shift.contiguous(), *ops.rows(graph), *pointers)
 
@@ -70,7 +71,7 @@ def lengths(vectors: Tensor) -> Tensor:
         >>> crystal.lengths(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
         tensor([5., 0.])
     """
-    _check_vectors("vectors", vectors)
+    check_tensor("vectors", vectors, ("...", 3))
     square = (vectors * vectors).sum(-1)
     none = square == 0
     return torch.where(none, 0, torch.where(none, 1, square).sqrt())
@@ -98,8 +99,8 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
         >>> crystal.angles(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0]))
         tensor(1.5708)
     """
-    _check_vectors("a", a)
-    _check_vectors("b", b)
+    check_tensor("a", a, ("...", 3))
+    check_tensor("b", b, ("...", 3))
     if b.dtype != a.dtype:
         raise TypeError(f"b must have the dtype of a, {a.dtype}, got {b.dtype}")
     return torch.atan2(lengths(torch.linalg.cross(*torch.broadcast_tensors(a, b))), (a * b).sum(-1))
@@ -139,8 +140,8 @@ def minimum_image(
     """
     if isinstance(cell, Tensor) and cell.dim() == 2:
         cell = cell[None]
-    _check("vectors", vectors, (None, 3), vectors)
-    _check("cell", cell, (None, 3, 3), vectors)
+    check_tensor("vectors", vectors, ("M", 3))
+    check_tensor("cell", cell, ("B", 3, 3), vectors, "vectors")
     if structure is None:
         structure = torch.zeros(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     if structure.shape != vectors.shape[:1]:
@@ -190,8 +191,8 @@ def lattice_from_parameters(lengths: Tensor, angles: Tensor) -> tuple[Tensor, Te
         >>> valid
         tensor([False])
     """
-    _check("lengths", lengths, (None, 3), lengths)
-    _check("angles", angles, (lengths.shape[0], 3), lengths)
+    check_tensor("lengths", lengths, ("B", 3))
+    check_tensor("angles", angles, (lengths.shape[0], 3), lengths, "lengths")
     wide = angles.detach().double()
     cosines = torch.deg2rad(wide).cos()
     volume = 1 - cosines.square().sum(1) + 2 * cosines.prod(1)  # squared, of the cell of unit lengths
@@ -247,34 +248,14 @@ def forces_and_stress(
     """
     if isinstance(cell, Tensor) and cell.dim() == 2:
         cell = cell[None]
-    _check("vectors", vectors, (graph.num_edges, 3), vectors)
-    _check("cell", cell, (graph.num_structures, 3, 3), vectors)
+    check_tensor("vectors", vectors, (graph.num_edges, 3))
+    check_tensor("cell", cell, (graph.num_structures, 3, 3), vectors, "vectors")
     (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=create_graph)
     pointers = graph.edge_ptr.long().contiguous(), graph.atom_ptr.long().contiguous()
     pull, _ = _vectors_adjoint(g.contiguous(), graph.shift.contiguous(), *ops.rows(graph), *pointers)
     virial = segment_sum(vectors[:, :, None] * g[:, None, :], graph.edge_ptr)
     volume = torch.linalg.det(cell).abs()[:, None, None]
     return -pull, (virial + virial.mT) / (2 * volume)
-
-
-def _check_vectors(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
-    if x.shape[-1:] != (3,):
-        raise ValueError(f"{name} must have shape (..., 3), got {tuple(x.shape)}")
-
-
-def _check(name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    _check_vectors(name, x)
-    if x.dim() != len(shape) or any(n is not None and m != n for m, n in zip(x.shape, shape, strict=True)):
-        want = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} must have shape ({want}), got {tuple(x.shape)}")
-    if x.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of what it goes with, {like.dtype}, got {x.dtype}")
-    if x.device != like.device:
-        raise TypeError(f"{name} must be on the device of what it goes with, {like.device}, got {x.device}")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _operators as ops
+from pyfast.crystal._arguments import check_tensor
 from pyfast.crystal.table import RadialTable
 
 
@@ -48,16 +49,16 @@ def conv(
         >>> crystal.conv(x, filter, graph)  # six neighbours
         tensor([[3., 3., 3., 3.]])
     """
-    _check("x", x, (graph.num_atoms, None), x)
+    check_tensor("x", x, (graph.num_atoms, "F"))
     columns, edges = x.shape[1], graph.num_edges
     if isinstance(filter, RadialTable):
         r = graph.distance.to(x.dtype) if distance is None else distance
-        _check("distance", r, (edges,), x)
+        check_tensor("distance", r, (edges,), x)
         if weight is not None:
-            _check("weight", weight, (edges,), x)
+            check_tensor("weight", weight, (edges,), x)
         if not filter.exact:
             table = filter.values()
-            _check("filter", table, (filter.num_knots, 2, columns), x)
+            check_tensor("filter", table, (filter.num_knots, 2, columns), x)
             scale = torch.ones_like(r) if weight is None else weight.contiguous()
             return ops.table_conv(
                 x.contiguous(), scale, r.contiguous(), table.contiguous(), *ops.rows(graph), filter.minimum,
@@ -69,22 +70,5 @@ def conv(
         raise ValueError(f"{name} must be None where filter is a tensor, got a tensor")
     else:
         each = filter
-    _check("filter", each, (edges, columns), x)
+    check_tensor("filter", each, (edges, columns), x)
     return ops.conv(x.contiguous(), each.contiguous(), *ops.rows(graph))
-
-
-def _check(name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    """Refuse what has not this shape, None being any size, or not the dtype and device of ``like``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dim() != len(shape) or any(
-        want is not None and have != want for have, want in zip(x.shape, shape, strict=True)
-    ):
-        want = ", ".join("F" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{name} must have shape ({want}), got {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
-    if x.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
-    if x.device != like.device:
-        raise TypeError(f"{name} must be on the device of x, {like.device}, got {x.device}")

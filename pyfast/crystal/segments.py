@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyfast import _ops
+from pyfast.crystal._arguments import check_tensor
 
 
 def segment_sum(x: Tensor, ptr: Tensor) -> Tensor:
@@ -122,11 +123,9 @@ def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
 
 def _check(x: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Rows (M, F), pointers, and the shape of a row per segment."""
-    for name, t in (("x", x), ("ptr", ptr)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+    check_tensor("x", x, ("...",))
+    if not isinstance(ptr, Tensor):
+        raise TypeError(f"ptr must be a tensor, got {type(ptr).__name__}")
     if ptr.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"ptr must be int32 or int64, got {ptr.dtype}")
     if ptr.device != x.device:

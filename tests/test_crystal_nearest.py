@@ -87,6 +87,13 @@ def test_batch_threads_and_contract(threads):
     torch.library.opcheck(torch.ops.pyfast.crystal_choose.default, given)
     with pytest.raises(IndexError, match="edge_index must lie in"):
         _search.choose(near.edge_index + len(x), *given[1:])
+    chosen = _search.choose(*given)
+    edges = (*near[:5], chosen, int(chosen.sum()))
+    torch.library.opcheck(torch.ops.pyfast.crystal_keep.default, edges)
+    with pytest.raises(ValueError, match="count must be how many edges are chosen"):
+        _search.keep(*edges[:-1], 3)
+    with pytest.raises(IndexError, match="reverse must lie in"):
+        _search.keep(*near[:3], near.reverse + near.num_edges, near.ptr, *edges[5:])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX2__
+#ifdef __SSSE3__
 #include <immintrin.h>
 #endif
 
@@ -14,6 +14,7 @@ namespace pyfast::crystal {
 
 using Double4 = double __attribute__((vector_size(32)));
 using Float8 = float __attribute__((vector_size(32)));
+using Mask4 = decltype(Double4{} < Double4{});
 using Int4 = int32_t __attribute__((vector_size(16)));
 using Int8 = int32_t __attribute__((vector_size(32)));
 
@@ -49,7 +50,7 @@ inline Double4 root(Double4 v) {
 }
 
 // One bit a lane of what a comparison gave.
-inline unsigned bits(decltype(Double4{} < Double4{}) mask) {
+inline unsigned bits(Mask4 mask) {
 #ifdef __AVX2__
     return unsigned(_mm256_movemask_pd(std::bit_cast<__m256d>(mask)));
 #else
@@ -91,6 +92,19 @@ inline void compress(double* p, Double4 v, unsigned mask) {
     }();
     const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&halves[mask])));
     store_lanes(p, _mm256_permutevar8x32_epi32(std::bit_cast<__m256i>(v), order));
+#else
+    for (int i = 0; i < 4; ++i) p[i] = v[order_of<4>[mask][i]];
+#endif
+}
+inline void compress(int32_t* p, Int4 v, unsigned mask) {
+#ifdef __SSSE3__
+    static constexpr auto places = [] {  // of bytes
+        std::array<std::array<uint8_t, 16>, 16> rows{};
+        for (int m = 0; m < 16; ++m)
+            for (int i = 0; i < 16; ++i) rows[m][i] = uint8_t(4 * order_of<4>[m][i / 4] + i % 4);
+        return rows;
+    }();
+    store_lanes(p, _mm_shuffle_epi8(std::bit_cast<__m128i>(v), load_lanes<__m128i>(&places[mask])));
 #else
     for (int i = 0; i < 4; ++i) p[i] = v[order_of<4>[mask][i]];
 #endif

@@ -79,10 +79,44 @@ void choose(Tensor<const int64_t> edge_index, Tensor<const int32_t> shift, Tenso
     std::fill(chosen.data + ptr[N], chosen.data + E, false);
 }
 
+// edge_index (2, E), shift (E, 3), distance (E,), reverse (E,), ptr (N + 1,), chosen (E,) -> the K edges that are
+// chosen: edge_index (2, K), shift (K, 3), distance (K,), reverse (K,) among them, or -1, and ptr (N + 1,).
+void keep(Tensor<const int64_t> edge_index, Tensor<const int32_t> shift, Tensor<const double> distance,
+          Tensor<const int64_t> reverse, Tensor<const int64_t> ptr, Tensor<const bool> chosen, int64_t count,
+          Tensor<int64_t> kept_index, Tensor<int32_t> kept_shift, Tensor<double> kept_distance,
+          Tensor<int64_t> kept_reverse, Tensor<int64_t> kept_ptr) {
+    const int64_t N = ptr.size(0) - 1, E = distance.size(0);
+    if (ptr[0] != 0 || ptr[N] > E) throw py::value_error("ptr must go from 0 to at most the number of edges");
+    for (int64_t i = 0; i < N; ++i)
+        if (ptr[i] > ptr[i + 1]) throw py::value_error("ptr must not fall");
+    std::vector<int64_t> place(ptr[N]);  // of an edge among those kept, or -1
+    int64_t n = 0;
+    for (int64_t i = 0; i < N; ++i) {
+        kept_ptr[i] = n;
+        for (int64_t e = ptr[i]; e < ptr[i + 1]; ++e) {
+            if (reverse[e] < -1 || reverse[e] >= ptr[N]) throw py::index_error("reverse must lie in [-1, E)");
+            place[e] = chosen[e] ? n : -1;
+            n += chosen[e];
+        }
+    }
+    kept_ptr[N] = n;
+    if (n != count) throw py::value_error("count must be how many edges are chosen");
+#pragma omp parallel for schedule(static) if (parallel(4 * ptr[N]))
+    for (int64_t e = 0; e < ptr[N]; ++e) {
+        const int64_t at = place[e];
+        if (at < 0) continue;
+        kept_index[at] = edge_index[e], kept_index[count + at] = edge_index[E + e];
+        for (int k = 0; k < 3; ++k) kept_shift[3 * at + k] = shift[3 * e + k];
+        kept_distance[at] = distance[e];
+        kept_reverse[at] = reverse[e] < 0 ? -1 : place[reverse[e]];
+    }
+}
+
 }  // namespace
 
 void bind_nearest(py::module_& m) {
     m.def("choose", &choose, py::call_guard<py::gil_scoped_release>());
+    m.def("keep", &keep, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pyfast::crystal

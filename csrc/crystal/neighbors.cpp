@@ -5,13 +5,15 @@
 #include "tensor.h"
 
 #include "crystal/binned.h"
+#include "crystal/ghosts.h"
 #include "crystal/pairs.h"
 #include "pages.h"
 
 namespace pyfast::crystal {
 namespace {
 
-constexpr int64_t few = 96;  // atoms of a structure that are sought pair by pair
+constexpr int64_t few = 96;           // atoms of a structure that are sought pair by pair
+constexpr int64_t many = grain / 64;  // atoms of a structure that more than one thread seeks
 
 // The arguments that count and fill share. positions (N, 3), cell (B, 3, 3), pbc (B, 3), atom_ptr (B + 1,), cutoff (B,)
 // or, with kinds (N,), (K, K)
@@ -89,23 +91,29 @@ int32_t check(const Lattice& lattice, const Structure& s, double max_edges) {
     return lattice.expected_edges(double(s.n), s.cutoff) > 2 * max_edges + 1e6 ? too_many : 0;
 }
 
-// Calls f(structure, storage of the thread) for every structure: small ones side by side, others each by all threads.
+// What a thread keeps from one structure to the next.
+struct Storage {
+    Structure structure;
+    Ghosts ghosts;
+    Pairs pairs;
+};
+
+// Calls f(structure, storage of the thread) for every structure: those of few atoms side by side, others each by all
+// threads.
 template <class Real, class F>
 void each(const Request<Real>& request, F&& f) {
     const auto atoms = [&](int64_t b) { return request.atom_ptr[b + 1] - request.atom_ptr[b]; };
     const int64_t B = request.size();
 #pragma omp parallel if (B > 1 && parallel(64 * request.positions.size(0)))
     {
-        Structure s;
-        Pairs pairs;
+        Storage storage;
 #pragma omp for schedule(dynamic, 8)
         for (int64_t b = 0; b < B; ++b)
-            if (atoms(b) <= few) f(b, s, pairs);
+            if (atoms(b) <= many) f(b, storage);
     }
-    Structure s;
-    Pairs pairs;
+    Storage storage;
     for (int64_t b = 0; b < B; ++b)
-        if (atoms(b) > few) f(b, s, pairs);
+        if (atoms(b) > many) f(b, storage);
 }
 
 // -> counts (N,), status (B,)
@@ -115,7 +123,8 @@ void count(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const
            bool half, double max_edges, Tensor<int64_t> counts, Tensor<int32_t> status) {
     const Request<Real> request{positions, cell, pbc, atom_ptr, cutoff, kinds, inclusive, half};
     request.check();
-    const auto structure = [&](int64_t b, Structure& s, Pairs& pairs) {
+    const auto structure = [&](int64_t b, Storage& storage) {
+        auto& [s, ghosts, pairs] = storage;
         int64_t* out = &counts[atom_ptr[b]];
         const Lattice lattice = request.lattice(b);
         status[b] = request.load(b, s);
@@ -130,6 +139,11 @@ void count(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const
                 if (coincident_atoms) status[b] |= coincident;
                 return;
             }
+        }
+        if (ghosts.gather(lattice, s)) {
+            ghosts.count(s, out);
+            if (ghosts.coincident) status[b] |= coincident;
+            return;
         }
         pairs.count(lattice, s, out);
         if (pairs.coincident) status[b] |= coincident;
@@ -155,7 +169,8 @@ void fill(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const 
     use_huge_pages(shift.data, 3 * edges * int64_t(sizeof(int32_t)));
     use_huge_pages(distance.data, edges * int64_t(sizeof(Real)));
     use_huge_pages(reverse.data, edges * int64_t(sizeof(Index)));
-    const auto structure = [&](int64_t b, Structure& s, Pairs& pairs) {
+    const auto structure = [&](int64_t b, Storage& storage) {
+        auto& [s, ghosts, pairs] = storage;
         const Index* rows = &ptr[atom_ptr[b]];
         if (rows[0] == rows[atom_ptr[b + 1] - atom_ptr[b]]) return;  // no edges, or none that are wanted
         const Lattice lattice = request.lattice(b);
@@ -174,7 +189,8 @@ void fill(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const 
                 return;
             }
         }
-        if (!pairs.fill(lattice, s, rows, out)) wrong = true;
+        const bool filled = ghosts.gather(lattice, s) ? ghosts.fill(s, rows, out) : pairs.fill(lattice, s, rows, out);
+        if (!filled) wrong = true;
     };
     each(request, structure);
     if (wrong) throw py::value_error("ptr must come from a count of the same structures");

@@ -1,4 +1,4 @@
-// A structure of few atoms: each pair once, in all its images.
+// A structure of few atoms wherever they lie, as far outside of the cell: each pair once, in all its images.
 //
 // The images of a pair lie in rows along c. Which rows come near is told by the cell's triangular form, the images of a
 // row are measured four at a time, and what is found between i and j stands, turned round, between j and i: half of the

@@ -2,7 +2,7 @@
 
 from pyfast.kernels.crystal._geometry import nearest_shift, vectors, vectors_adjoint
 from pyfast.kernels.crystal._messages import blocks, conv, product, transpose
-from pyfast.kernels.crystal._nearest import NEAREST, choose
+from pyfast.kernels.crystal._nearest import NEAREST, choose, keep
 from pyfast.kernels.crystal._neighbors import NEIGHBORS, count, fill
 from pyfast.kernels.crystal._segments import segment_max, segment_softmax, segment_spread, segment_sum
 from pyfast.kernels.crystal._table import table_blocks, table_conv, table_dot, table_sums
@@ -16,6 +16,7 @@ __all__ = [
     "conv",
     "count",
     "fill",
+    "keep",
     "nearest_shift",
     "pair_back",
     "pair_blocks",

@@ -115,3 +115,27 @@ def choose(edge_index, shift, distance, ptr, positions, cell, pbc, atom_ptr, k, 
         edge_index, shift, distance, ptr, positions, cells, structure, chosen,
         k, tolerance, minimum, TIES=ties, **NEAREST,
     )  # fmt: skip
+
+
+def keep(
+    edge_index,
+    shift,
+    distance,
+    reverse,
+    ptr,
+    chosen,
+    count,
+    kept_index,
+    kept_shift,
+    kept_distance,
+    kept_reverse,
+    kept_ptr,
+):
+    place = torch.nn.functional.pad(chosen.cumsum(0), (1, 0))
+    kept = torch.nonzero_static(chosen, size=count).squeeze(1)
+    torch.index_select(edge_index, 1, kept, out=kept_index)
+    torch.index_select(shift, 0, kept, out=kept_shift)
+    torch.index_select(distance, 0, kept, out=kept_distance)
+    back = reverse[kept]
+    kept_reverse.copy_(torch.where((back >= 0) & chosen[back], place[back], -1))
+    kept_ptr.copy_(place[ptr])

@@ -89,15 +89,16 @@ def knn_graph(
         raise ValueError("cutoff must be given with ties='cdvae', got None")
     look = on_error == "raise"
     asked = batch_of(positions, cell, 0.0 if cutoff is None else cutoff, natoms, batch, pbc, None, look)
+    counted: list[Tensor] | None = None
     if ties == "cdvae":
         inclusive, reach = True, asked.cutoff
     else:
-        reach = _reach(asked, k, None if cutoff is None else asked.cutoff, inclusive, max_edges)
+        reach, *counted = _reach(asked, k, None if cutoff is None else asked.cutoff, inclusive, max_edges)
         if ties == "include":
-            reach = reach + 2 * tolerance
+            reach, counted = reach + 2 * tolerance, None
             reach = reach if cutoff is None else torch.minimum(reach, asked.cutoff)
     wide = asked._replace(positions=asked.positions.double(), cutoff=reach)
-    near = graph_of(wide, inclusive, False, None, torch.int64, look, max_edges)
+    near = graph_of(wide, inclusive, False, None, torch.int64, look, max_edges, counted)
     chosen = _search.choose(
         near.edge_index, near.shift, near.distance, near.ptr, wide.positions, wide.cell, wide.pbc, wide.atom_ptr,
         k, TIES.index(ties), tolerance, 1e-2 if ties == "cdvae" else -1.0,
@@ -109,43 +110,54 @@ def knn_graph(
     return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
 
 
-def _reach(asked: Batch, k: int, cutoff: Tensor | None, inclusive: bool, max_edges: int) -> Tensor:
-    """(B,) how far every atom of a structure finds k neighbours, or all that there are."""
+def _reach(
+    asked: Batch, k: int, cutoff: Tensor | None, inclusive: bool, max_edges: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B,) how far every atom of a structure finds k neighbours, or all that there are; and the count of those."""
     atoms = asked.atom_ptr.diff()
-    structure = torch.repeat_interleave(atoms, output_size=len(asked.positions))
-    x = asked.positions.double()
-    low, high = (
-        x.new_zeros(len(atoms), 3).scatter_reduce(0, structure[:, None].expand(-1, 3), x, how, include_self=False)
-        for how in ("amin", "amax")
-    )
-    span = (high - low).nan_to_num(0.0, 0.0, 0.0)
-    volume = torch.where(asked.pbc.all(1), torch.linalg.det(asked.cell).abs(), (span + 2.0).prod(1))
+    volume = torch.linalg.det(asked.cell).abs()
+    most = torch.full_like(volume, torch.inf) if cutoff is None else cutoff
+    if not asked.pbc.all():
+        span = _span(asked.positions.double(), atoms)
+        volume = torch.where(asked.pbc.all(1), volume, (span + 2.0).prod(1))
+        ends = torch.where(asked.pbc.any(1), torch.inf, span.norm(dim=1) * (1 + 1e-9) + 1e-9)
+        most = torch.minimum(most, ends)
     reach = 1.15 * (3 * k * volume / (4 * torch.pi * atoms.clamp(min=1))).pow(1 / 3)
-    most = torch.where(asked.pbc.any(1), torch.inf, span.norm(dim=1) * (1 + 1e-9) + 1e-9)
-    most = most if cutoff is None else torch.minimum(most, cutoff)
     reach = torch.minimum(reach.nan_to_num(1.0, 1.0).clamp(1e-3, 1e3), most)
+    counts, status = _search.count(*asked._replace(cutoff=reach), inclusive, False, float(max_edges))
+    structure = torch.repeat_interleave(atoms, output_size=len(asked.positions))
     while True:
-        counts, status = _search.count(*asked._replace(cutoff=reach), inclusive, False, float(max_edges))
-        few = torch.zeros_like(status).scatter_reduce(0, structure, (counts < k).to(status.dtype), "amax") > 0
-        few = few & (reach < most) & (status & BAD == 0)
+        short = torch.nn.functional.pad((counts < k).cumsum(0), (1, 0))[asked.atom_ptr].diff()
+        few = (short > 0) & (reach < most) & (status & BAD == 0)
         if not few.any():
-            return reach
+            return reach, counts, status
         reach = torch.where(few, torch.minimum(1.3 * reach, most), reach)
+        again = asked._replace(cutoff=torch.where(few, reach, 0.0))  # the others are not sought again
+        more, found = _search.count(*again, inclusive, False, float(max_edges))
+        counts, status = torch.where(few[structure], more, counts), torch.where(few, found, status)
 
 
-def kept_edges(graph: PeriodicGraph, keep: Tensor, index_dtype: torch.dtype, dtype: torch.dtype) -> PeriodicGraph:
+def _span(x: Tensor, atoms: Tensor) -> Tensor:
+    """(B, 3) how far the atoms of each structure lie apart along x, y and z."""
+    structure = torch.repeat_interleave(atoms, output_size=len(x))[:, None].expand(-1, 3)
+    low, high = (
+        x.new_zeros(len(atoms), 3).scatter_reduce(0, structure, x, how, include_self=False) for how in ("amin", "amax")
+    )
+    return (high - low).nan_to_num(0.0, 0.0, 0.0)
+
+
+def kept_edges(graph: PeriodicGraph, chosen: Tensor, index_dtype: torch.dtype, dtype: torch.dtype) -> PeriodicGraph:
     """The graph of these edges alone."""
-    place = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
-    kept = keep.nonzero().squeeze(1)
-    back = graph.reverse[kept]
-    reverse = torch.where(keep[back], place[back], -1)
+    edge_index, shift, distance, reverse, ptr = _search.keep(
+        graph.edge_index, graph.shift, graph.distance, graph.reverse, graph.ptr, chosen, int(chosen.sum())
+    )
     return PeriodicGraph(
-        graph.edge_index[:, kept].to(index_dtype),
-        graph.shift[kept],
-        graph.distance[kept].to(dtype),
+        edge_index.to(index_dtype),
+        shift,
+        distance.to(dtype),
         reverse.to(index_dtype),
-        place[graph.ptr].to(index_dtype),
-        place[graph.edge_ptr].to(index_dtype),
+        ptr.to(index_dtype),
+        ptr[graph.atom_ptr].to(index_dtype),
         graph.atom_ptr.to(index_dtype),
         graph.status,
     )

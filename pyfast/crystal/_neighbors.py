@@ -171,9 +171,10 @@ def graph_of(
     index_dtype: torch.dtype,
     look: bool,
     max_edges: int = MOST_EDGES,
+    counted: Sequence[Tensor] | None = None,
 ) -> PeriodicGraph:
-    """The graph of arguments that are checked."""
-    counts, status = _search.count(*asked, inclusive, half, float(max_edges))
+    """The graph of arguments that are checked; ``counted`` what a count of the same gave, if there was one."""
+    counts, status = counted or _search.count(*asked, inclusive, half, float(max_edges))
     if look:
         refuse(asked, status, max_edges)
     ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))

@@ -47,3 +47,24 @@ choose = _ops.define(
     " Tensor atom_ptr, int k, int ties, float tolerance, float minimum) -> Tensor",
     lambda edge_index, shift, distance, *_: torch.empty_like(distance, dtype=torch.bool),
 )
+
+
+def _allocate_keep(
+    edge_index: Tensor, shift: Tensor, distance: Tensor, reverse: Tensor, ptr: Tensor, *rest: Any
+) -> Any:
+    count = rest[-1]
+    return (
+        edge_index.new_empty(2, count),
+        shift.new_empty(count, 3),
+        distance.new_empty(count),
+        reverse.new_empty(count),
+        torch.empty_like(ptr),
+    )
+
+
+keep = _ops.define(
+    "crystal",
+    "keep(Tensor edge_index, Tensor shift, Tensor distance, Tensor reverse, Tensor ptr, Tensor chosen, SymInt count)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _allocate_keep,
+)

@@ -65,8 +65,7 @@ class NeighborList:
         squared, limit = (x * x + y * y) + z * z, self.cutoff * self.cutoff
         near = squared <= limit if self.inclusive and limit > 0 else squared < limit
         touching = torch.nn.functional.pad((near & (squared == 0)).cumsum(0), (1, 0))[wide.edge_ptr].diff() > 0
-        return kept_edges(wide, near, torch.int64, positions.dtype)._replace(
-            distance=squared[near].sqrt().to(positions.dtype),
+        return kept_edges(wide._replace(distance=squared.sqrt()), near, torch.int64, positions.dtype)._replace(
             vector=vector[near].to(positions.dtype) if self.vectors else None,
             status=touching.to(torch.int32) * int(Status.COINCIDENT),
         )

@@ -72,6 +72,11 @@ def test_chooses_as_cpp_does(ties, k):
     mine = torch.empty_like(want)
     kernels.choose(near.edge_index, near.shift, near.distance, near.ptr, *rest, mine)
     torch.testing.assert_close(mine, want)
+    given = (*near[:5], want, int(want.sum()))
+    kept = _search.keep(*given)
+    again = tuple(map(torch.empty_like, kept))
+    kernels.keep(*given, *again)
+    torch.testing.assert_close(again, kept)
 
 
 def test_nothing_is_launched_for_nothing():

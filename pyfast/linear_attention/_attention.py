@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyfast.linear_attention import _operators as ops
 from pyfast.linear_attention import _sums
-from pyfast.linear_attention._shapes import exact, heads, spread, wide
+from pyfast.linear_attention._shapes import exact, heads, spread, weigh, wide
 
 _NAMES = "q", "k", "v", "decay", "beta", "initial_state", "cu_seqlens", "cu_seqlens_k"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -124,19 +124,19 @@ def attention(
     keep = output_final_state and group is None
     ones = normalize and not causal
     kind = q.dtype
-    if ones or beta is not None:  # differences and quotients of sums, for which 16 bits would not do
+    if ones or (beta is not None and q.device.type == "cpu"):  # differences and quotients of sums
         q, k, v = (x.to(wide(q)) for x in (q, k, v))
     values = ops.with_ones(v) if ones else v
-    write = k
-    if beta is not None:
-        h = heads(k, beta)
-        write = spread(beta.to(k.dtype), h).unsqueeze(-1) * spread(k, h)
+    weighed = None
+    if beta is not None:  # S_t = A_t + k_t (beta_t v_t - A_t' beta_t k_t)': of 16 bits, the keys stay what they are
+        weighed = weigh(k, beta.to(wide(k)))
+        values = weigh(v.to(exact(v)), beta.to(exact(v)))
     state = initial_state
     if group is not None:
         from pyfast.linear_attention import _parallel
 
         sums = ops.with_ones(v) if normalize else v
-        erase = None if beta is None else k
+        write, erase = (k, None) if weighed is None else (weighed, k)
         state, total = _parallel.states(
             q, write, sums, decay, erase, initial_state, cu_seqlens, normalize, causal, reverse, group
         )
@@ -157,15 +157,14 @@ def attention(
         else:
             result, last, _ = ops.attend_normalized(*args)
     else:
-        if beta is not None:
+        if weighed is not None:
             values = spread(values, heads(q, k, v))  # each head of q has a state, so its own solution
-            values = values.to(exact(v))
-            values, _ = ops.solve(k, write, values, decay, state, cu_seqlens, False, reverse, False)
+            values, _ = ops.solve(weighed.to(k.dtype), k, values, decay, state, cu_seqlens, False, reverse, False)
         flags = scale, 1.0, keep, reverse, False, False, False
         if into:
-            result, last = out, ops.attend_into(q, write, values, decay, state, cu_seqlens, *flags, out)
+            result, last = out, ops.attend_into(q, k, values, decay, state, cu_seqlens, *flags, out)
         else:
-            result, last = ops.attend(q, write, values, decay, state, cu_seqlens, *flags)
+            result, last = ops.attend(q, k, values, decay, state, cu_seqlens, *flags)
     if ones:
         result = result[..., :-1] / (result[..., -1:] + eps)
     result = result if result.dtype == kind else result.to(kind)

@@ -31,6 +31,12 @@ def spread(x: Tensor, h: int) -> Tensor:
     return x if x.shape[2] == h else x.repeat_interleave(h // x.shape[2], 2)
 
 
+def weigh(x: Tensor, weights: Tensor) -> Tensor:
+    """(B, T, H / g, D) times (B, T, H / g') -> (B, T, H, D)."""
+    h = heads(x, weights)
+    return spread(weights, h).unsqueeze(-1) * spread(x, h)
+
+
 def gather(x: Tensor, h: int) -> Tensor:
     """The adjoint of ``spread``: (B, T, H, ...) -> (B, T, H / g, ...)."""
     return x if x.shape[2] == h else x.unflatten(2, (h, -1)).sum(3)

@@ -35,6 +35,7 @@ _keys = torch._C._dispatch_keys
 with torch.inference_mode():
     _inference = torch.empty(0)
 _PLAIN = {_keys(x).raw_repr() for x in (torch.empty(0), _inference)}  # on the CPU, dense, and nothing else
+_DENSE = {Tensor, torch.nn.Parameter}
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # what torch.func left in a graph that outlives it
 
 
@@ -225,11 +226,14 @@ def define(
 
 
 def plain(*tensors: Any) -> bool:
-    """Whether an operator of these would only call the CPU's kernel: no gradient, transform, mode or trace."""
+    """Whether an operator of these would only call a kernel: no gradient, transform, mode or trace, no subclass.
+
+    Where they lie, and whether there is memory that holds their numbers, is for the kernel to find out.
+    """
     if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or _modes_active() or _profiler_enabled():
         return False
-    for x in tensors:
-        if not isinstance(x, Tensor) or _keys(x).raw_repr() not in _PLAIN:
+    for x in tensors:  # not by dispatch keys: to look at them takes as long as to compute
+        if type(x) not in _DENSE or x.is_neg():
             return False
     return not (_grad_enabled() and _any_requires_grad(*tensors))
 

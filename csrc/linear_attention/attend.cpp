@@ -8,8 +8,6 @@
 #include <cmath>
 #include <optional>
 
-#include <pybind11/stl.h>
-
 #include "linear_attention/walk.h"
 #include "pages.h"
 
@@ -176,11 +174,37 @@ bool attend_plain(Strided q, Strided k, Strided v, std::optional<double> scale, 
     };
     bool fits = q.ndim == 4 && k.ndim == 4 && v.ndim == 4 && real(q) && k.dtype == q.dtype && v.dtype == q.dtype;
     fits = fits && std::equal(q.shape, q.shape + 4, k.shape) && std::equal(q.shape, q.shape + 3, v.shape);
+    for (const Strided* x : {&q, &k, &v})  // tensors that stand for others have no memory of their own
+        fits = fits && (x->data || !std::all_of(x->shape, x->shape + 4, [](int64_t n) { return n > 0; }));
     if (!fits || (scale && !std::isfinite(*scale))) return false;
     Call c{q, k, v, {}, {}, {}, out, {}, {}};
     c.read = scale ? *scale : std::pow(double(std::max<int64_t>(q.shape[3], 1)), -0.5);
     run_any(c);
     return true;
+}
+
+// The same, called by Python's own convention: pybind11's takes as long as four tokens do. False too for what has no
+// memory to borrow.
+PyObject* call_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "attend_plain takes q, k, v, scale and out");
+    try {
+        py::detail::make_caster<Strided> q, k, v, out;
+        if (!q.load(args[0], false) || !k.load(args[1], false) || !v.load(args[2], false) || !out.load(args[4], false))
+            Py_RETURN_FALSE;
+        std::optional<double> scale;
+        if (args[3] != Py_None) scale = PyFloat_AsDouble(args[3]);
+        if (PyErr_Occurred()) return nullptr;
+        bool done = false;
+        {
+            const py::gil_scoped_release nogil;
+            done = attend_plain(q, k, v, scale, out);
+        }
+        return PyBool_FromLong(done);
+    } catch (const py::error_already_set&) {
+        Py_RETURN_FALSE;
+    } catch (const std::exception& error) {
+        return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+    }
 }
 
 void attend_normalized(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read,
@@ -204,7 +228,10 @@ void bind_linear_attention_sums(py::module_&);
 void bind_linear_attention(py::module_& m) {
     const py::call_guard<py::gil_scoped_release> nogil;
     m.def("attend", &linear_attention::attend, nogil);
-    m.def("attend_plain", &linear_attention::attend_plain, nogil);
+    static PyMethodDef plain = {"attend_plain",
+                                reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(linear_attention::call_plain)),
+                                METH_FASTCALL, nullptr};
+    m.attr("attend_plain") = py::reinterpret_steal<py::object>(PyCFunction_New(&plain, nullptr));
     m.def("attend_normalized", &linear_attention::attend_normalized, nogil);
     m.def("attend_into", &linear_attention::attend, nogil);
     m.def("attend_normalized_into", &linear_attention::attend_normalized, nogil);

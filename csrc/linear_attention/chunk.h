@@ -155,6 +155,20 @@ void score(Work<F>& w, int64_t n, Decay decay) {
     });
 }
 
+// The same of few tokens: sums along the rows take less time than turning the keys.
+template <class F>
+void score_few(Work<F>& w, int64_t n, Decay decay) {
+    const int64_t K = w.K, c = w.c;
+    for (int64_t t = 0; t < n; ++t)
+        for (int64_t u = 0; u <= t; ++u) {
+            const F *q = w.q + t * K, *k = w.k + u * K;
+            F sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < K; ++i) sum += q[i] * k[i];
+            w.scores[t * c + u] = decay == Decay::scalar ? sum * w.gate[t * c + u] : sum;
+        }
+}
+
 // out (n, N vectors), at this column, of the n tokens in w.q, w.scores, w.v: what they read from the state and each
 // other.
 template <bool Solve, bool Strict, int N, class F>
@@ -239,10 +253,13 @@ void add(Work<F>& w, State<F>& s, const F* values, int64_t n, bool look, int64_t
     const bool begun = !s.up_to_date, read = !s.empty;
     for_rows(K, [&]<int M>(int64_t row) {
         w.ahead.some();
+        const int64_t place = row * N * lanes<F>;
+        for (int64_t near = 0; near < M * N * lanes<F>; near += 64 / sizeof(F))  // wanted after the products
+            __builtin_prefetch(recent + place + near, 1, 3);
         Tile<F, M, N> tile;
         tile.add(k + row, 1, K, values + column, wide, n);
         const ptrdiff_t step = w.D ? 1 : 0;
-        const int64_t place = row * N * lanes<F>, i = how == Keep::columns ? column : row * step;
+        const int64_t i = how == Keep::columns ? column : row * step;
         accumulate<how>(recent + place, begun, tile, keep + i, step);
         if (look) accumulate<how>(narrow + place, read, tile, rest + i, step);
     });

@@ -117,10 +117,14 @@ int64_t chunk(const Call& c, const Streams& x, int64_t t, int64_t count, Deed de
         load(x.q.from(t), count, K, K, F(c.read), +w.q, K);
         if (rows) multiply(+w.q, +w.up, count * K);
         if (w.D && w.fresh_head) s.scale(w, w.head);
-        const int64_t filled = padded(count, lanes<F>);
-        std::fill(w.k + count * K, w.k + filled * K, F(0));
-        transpose(+w.k, K, filled, K, +w.kt, w.c);
-        score(w, count, c.kind);
+        if (2 * count <= lanes<F>) {
+            score_few(w, count, c.kind);
+        } else {
+            const int64_t filled = padded(count, lanes<F>);
+            std::fill(w.k + count * K, w.k + filled * K, F(0));
+            transpose(+w.k, K, filled, K, +w.kt, w.c);
+            score(w, count, c.kind);
+        }
     }
     const bool add_too = deed.whole || deed.part;
     F* values = c.flags.solve ? +w.out : +w.v;
@@ -163,6 +167,7 @@ struct Desk {
     std::vector<Streams> streams;
     Desk(int64_t length, const Call& c, int64_t group, bool segments) : work(length, c.K, c.V, c.kind) {
         const bool remembers = c.state || c.last || c.T > length || c.kind != Decay::none;
+        states.reserve(group);
         for (int64_t i = 0; i < group; ++i) states.emplace_back(work, bool(c.denominator), segments, remembers);
         streams.reserve(group);
     }

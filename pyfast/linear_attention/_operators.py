@@ -348,13 +348,21 @@ solve = _ops.define(
 )
 
 
+# Found once: to look them up takes a tenth of a small call.
+_attend_plain, _plain, _get_num_threads = _C.linear_attention.attend_plain, _ops.plain, torch.get_num_threads
+_empty_like, _contiguous = torch.empty_like, torch.contiguous_format
+
+
 def attend_plain(q: Any, k: Any, v: Any, scale: float | None) -> Tensor | None:
     """``attend`` without options of tensors that fit each other, on the CPU, without a gradient; None of any others.
 
     What a small call takes is spent in looking at its arguments: this looks once, and in C++.
     """
-    if not _ops.plain(q, k, v):
+    if not _plain(q, k, v):
         return None
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    torch.get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
-    return out if _C.linear_attention.attend_plain(q, k, v, scale, out) else None
+    _get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
+    try:
+        out = _empty_like(v, memory_format=_contiguous)
+    except RuntimeError:  # of what has no strides
+        return None
+    return out if _attend_plain(q, k, v, scale, out) else None

@@ -103,23 +103,6 @@ def test_operator_contract():
     torch.library.opcheck(torch.ops.pyfast.crystal_pair_dot.default, (y, x, *tiles[:4], pairs))
 
 
-@pytest.mark.parametrize("block", [1, 40, 10_000])
-def test_gemnet_matches_reference(monkeypatch, block):
-    monkeypatch.setattr(triplets, "BLOCK", block)
-    graph, unit = example()
-    rows, columns = crystal.triplet_indices(graph)
-    g = torch.Generator().manual_seed(1)
-    make = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)  # noqa: E731
-    args = make(graph.num_edges, 6), unit, make(graph.num_edges, 3, 5), make(3, 6, 4)
-    tiles, found = crystal.triplet_tiles(graph), []
-    for f, rest in ((crystal.gemnet_triplets, (tiles,)), (reference.gemnet_triplets, (rows, columns))):
-        leaves = [a.clone().requires_grad_() for a in args]
-        out = f(*leaves, *rest)
-        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
-        found.append([out, *first, *torch.autograd.grad(sum(d.square().sum() for d in first), leaves)])
-    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
-
-
 def test_permuting_atoms_permutes_and_nothing_else():
     g = torch.Generator().manual_seed(3)
     cell, x = 2.1 * torch.eye(3, dtype=torch.float64), 2 * torch.rand(3, 3, generator=g, dtype=torch.float64)
@@ -164,10 +147,6 @@ def test_no_edges():
     graph = reference_graphs.neighbors(torch.zeros(1, 3), 9 * torch.eye(3), 2.0)
     tiles = crystal.triplet_tiles(graph)
     assert crystal.pair_sum(torch.zeros(0, 3), torch.zeros(0, 5), tiles).shape == (0, 3, 5)
-    none = torch.zeros(0, 2)
-    assert crystal.gemnet_triplets(
-        none, torch.zeros(0, 3), torch.zeros(0, 3, 4), torch.zeros(3, 2, 7), tiles
-    ).shape == (0, 7)
     assert [len(x) for x in crystal.quadruplet_indices(graph)] == [0, 0, 0]
 
 
@@ -184,18 +163,6 @@ def test_no_edges():
             lambda g, u, t: crystal.pair_sum(t.keep[:, None].float(), u, t),
             TypeError,
             "weights must be torch.float64 on cpu like x, got torch.float32 on cpu",
-        ),
-        (
-            lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:1, :2, None], t),
-            ValueError,
-            r"weight must have shape \(3, 3, any\), got \(1, 2, 1\)",
-        ),
-        (
-            lambda g, u, t: crystal.gemnet_triplets(
-                u, u, u[:, :, None], u[:3, :, None], crystal.triplet_tiles(g, through=True)
-            ),
-            ValueError,
-            r"tiles must be those of triplet_tiles\(graph\), got those of edges that go through",
         ),
     ],
 )

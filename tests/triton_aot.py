@@ -214,6 +214,15 @@ def crystal_geometry(add, dtype):
     tiles = f"{number} {number} {4 * (index + ' ')}{number} i32 i32"
     for kernel in ("_pair_sum", "_pair_back", "_pair_dot"):
         add(kernel, tiles, crystal.pair_blocks(64) | flag)
+    places = f"{number} {number} {4 * (index + ' ')}*i1"
+    how = crystal.angular_blocks(16, 64) | flag
+    for through in (False, True):
+        how["THROUGH"] = through
+        add("_angular", f"{number} {places} {number} i32 i32 i32", dict(how))
+        add("_angular_pull", f"{number} {places} {number} i32 i32 i32", dict(how), crystal.PULLING)
+        for rows in (False, True):
+            turn = f"{number} {number} {places} {number} {number} i32 i32 i32 i32"
+            add("_angular_turn", turn, how | {"ROWS": rows, "BL": 8})
     add("_segment_sum", f"{number} {index} {number} i32", {"BE": 8, "BF": 128})
     add("_segment_max", f"{number} {index} {number} {index} i32", {"BF": 128})
     add("_segment_softmax", f"{number} {index} {number} i32", {"BF": 128})

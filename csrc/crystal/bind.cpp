@@ -2,6 +2,7 @@
 
 namespace pyfast {
 namespace crystal {
+void bind_angular(py::module_&);
 void bind_coordination(py::module_&);
 void bind_geometry(py::module_&);
 void bind_messages(py::module_&);
@@ -14,6 +15,7 @@ void bind_voronoi(py::module_&);
 }  // namespace crystal
 
 void bind_crystal(py::module_& m) {
+    crystal::bind_angular(m);
     crystal::bind_coordination(m);
     crystal::bind_geometry(m);
     crystal::bind_messages(m);

@@ -1,5 +1,6 @@
 """Periodic crystals on the GPU."""
 
+from pyfast.kernels.crystal._angular import PULLING, angular, angular_back, angular_blocks
 from pyfast.kernels.crystal._geometry import nearest_shift, vectors, vectors_adjoint
 from pyfast.kernels.crystal._messages import blocks, conv, product, transpose
 from pyfast.kernels.crystal._nearest import NEAREST, choose, keep
@@ -11,6 +12,10 @@ from pyfast.kernels.crystal._triplets import pair_back, pair_blocks, pair_dot, p
 __all__ = [
     "NEAREST",
     "NEIGHBORS",
+    "PULLING",
+    "angular",
+    "angular_back",
+    "angular_blocks",
     "blocks",
     "choose",
     "conv",

@@ -5,6 +5,7 @@ from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._nearest import knn_graph
 from pyfast.crystal._neighbors import neighbors, radius_graph
 from pyfast.crystal._verlet import NeighborList
+from pyfast.crystal.angular import angular_sum, gemnet_triplets
 from pyfast.crystal.dropin import neighbor_list, torch_sim_neighbors
 from pyfast.crystal.geometry import (
     angles,
@@ -20,7 +21,6 @@ from pyfast.crystal.table import RadialTable
 from pyfast.crystal.triplets import (
     Tiles,
     cosines,
-    gemnet_triplets,
     legendre,
     pair_sum,
     quadruplet_indices,
@@ -37,6 +37,7 @@ __all__ = [
     "Tiles",
     "VoronoiGraph",
     "angles",
+    "angular_sum",
     "conv",
     "convert",
     "cosines",

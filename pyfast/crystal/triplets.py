@@ -9,8 +9,6 @@ from torch import Tensor
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
 
-BLOCK = 2048  # edges whose triplets a block of gemnet_triplets holds at a time
-
 
 class Tiles(NamedTuple):
     """Pairs of edges that meet at an atom: its rows by its columns, one tile per atom, all T pairs in one line.
@@ -176,64 +174,6 @@ def pair_sum(weights: Tensor, x: Tensor, tiles: Tiles) -> Tensor:
     _check("x", x, (None, None), x)
     _check("weights", weights, (tiles.keep.shape[0], None), x)
     return _pair_sum(weights.contiguous(), x.contiguous(), *tiles[:4])
-
-
-def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
-    """GemNet's triplet interaction: features of the edges to an atom, summed by angle, radius and a bilinear layer.
-
-    out[ca, o] = sum over i, c of (sum over l of radial[ca, i, l] y[ca, l, c]) weight[i, c, o], where
-    y[ca, l, :] = sum over b of P_l(cos angle(c, a, b)) x[ba, :]. Atoms go through in blocks, so that neither triplets
-    nor what the bilinear layer multiplies is ever held whole.
-
-    Args:
-        x: (E, C) features of every edge, float32 or float64.
-        unit: (E, 3) edge vectors over their lengths.
-        radial: (E, I, L) radial weights of every edge; constants of spherical harmonics belong in here.
-        weight: (I, C, O).
-        tiles: of ``triplet_tiles(graph)``.
-
-    Returns:
-        (E, O), differentiable in the first four, to any order.
-
-    Raises:
-        ValueError: if a shape does not match.
-        TypeError: if a dtype or device does not match.
-
-    Source: Gasteiger et al., 2021, https://arxiv.org/abs/2106.08903, appendix on the efficient bilinear layer.
-
-    Example:
-        >>> import torch
-        >>> import pyfast.reference.crystal as reference
-        >>> from pyfast import crystal
-        >>> x, cell = torch.zeros(1, 3), 2 * torch.eye(3)
-        >>> graph = reference.neighbors(x, cell, 2.5)
-        >>> unit = crystal.edge_vectors(x, cell, graph) / 2
-        >>> one = torch.ones(6, 1, 1)
-        >>> crystal.gemnet_triplets(one[:, 0], unit, one, one[:1], crystal.triplet_tiles(graph))[:, 0]
-        tensor([5., 5., 5., 5., 5., 5.])
-    """
-    _check("x", x, (None, None), x)
-    edges, columns = x.shape
-    _check("unit", unit, (edges, 3), x)
-    _check("radial", radial, (edges, None, None), x)
-    inner, degrees = radial.shape[1:]
-    _check("weight", weight, (inner, columns, None), x)
-    if tiles.row.shape[0]:
-        raise ValueError("tiles must be those of triplet_tiles(graph), got those of edges that go through")
-    flat, parts, ends = weight.flatten(0, 1), [], tiles.ptr.tolist()
-    pairs, a = tiles.tile_ptr.tolist(), 0
-    while a < len(ends) - 1:
-        b = a + 1
-        while b < len(ends) - 1 and ends[b + 1] - ends[a] <= BLOCK:
-            b += 1
-        here, ptr = slice(ends[a], ends[b]), tiles.ptr[a : b + 1] - ends[a]
-        keep = tiles.keep[pairs[a] : pairs[b]]
-        part = Tiles(tiles.row, ptr, ptr, tiles.tile_ptr[a : b + 1] - pairs[a], keep)
-        angular = torch.where(keep[:, None], legendre(cosines(unit[here], part), degrees), 0)
-        y = _pair_sum(angular, x[here].contiguous(), *part[:4])
-        parts.append((radial[here] @ y).flatten(1) @ flat)
-        a = b
-    return torch.cat([*parts, x.new_zeros(edges - ends[-1], weight.shape[2])])
 
 
 def triplet_indices(graph: Any, through: bool = False) -> tuple[Tensor, Tensor]:

@@ -28,9 +28,15 @@ def pair_sum(weights: Tensor, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return x.new_zeros(len(x), *each.shape[1:]).index_add(0, row, each)
 
 
-def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The triplet interaction with every triplet written out; Legendre polynomials by their closed forms."""
-    c = (unit[row] * unit[column]).sum(1)
+def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, row: Tensor, column: Tensor, through: bool = False) -> Tensor:
+    """Sums weighted by Legendre series of the angle, with every triplet written out; polynomials by closed forms."""
+    c = (unit[row] * unit[column]).sum(1) * (-1 if through else 1)
     forms = [c**0, c, (3 * c**2 - 1) / 2, (5 * c**3 - 3 * c) / 2, (35 * c**4 - 30 * c**2 + 3) / 8]
-    y = pair_sum(torch.stack(forms[: radial.shape[2]], 1), x, row, column)
-    return torch.einsum("eil,elc,ico->eo", radial, y, weight)
+    values = torch.stack(forms[: radial.shape[2]], 1)
+    weights = (radial[column if through else row] * values[:, None]).sum(2)
+    return pair_sum(weights, x, row, column)
+
+
+def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The triplet interaction: sums by angle, mixed by a bilinear layer."""
+    return torch.einsum("eic,ico->eo", angular_sum(x, unit, radial, row, column), weight)

@@ -1,0 +1,186 @@
+"""Sums over triplets weighted by series of the angle, and GemNet's layer on top, without an array of triplets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import _ops
+from pyfast.crystal.triplets import Tiles, _check, _pair_dot, _pair_sum, cosines, legendre
+
+BLOCK = 2048  # edges whose sums gemnet_triplets holds at a time
+
+
+def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool = False) -> Tensor:
+    """Sum the features of each row's columns, once for each of I weights that are Legendre series of the angle.
+
+    out[r, i, :] = sum over c of (sum over l of radial[e, i, l] P_l(cos angle(r, c))) x[c, :], where e is the row r, as
+    for GemNet, or, through, the column c, as for DimeNet. Weights are made where they are used, tile by tile, and again
+    for the gradient: only what goes in and comes out is ever stored.
+
+    Args:
+        x: (E, C) features of every edge, float32 or float64.
+        unit: (E, 3) edge vectors over their lengths, of the same dtype.
+        radial: (E, I, L) coefficients of P_0 to P_(L - 1); constants of spherical harmonics belong in here.
+        tiles: of ``triplet_tiles(graph, through)``.
+        through: as it was there.
+
+    Returns:
+        (E, I, C); 0 for edges that are no rows. Differentiable in the first three, to any order and in both modes; the
+        gradient is a kernel of its own, what is derived again goes through ``pair_sum`` and its derivatives.
+
+    Raises:
+        ValueError: if a shape does not match.
+        TypeError: if a dtype or device does not match.
+        IndexError: if the tiles name what is not there (on the CPU).
+
+    Source: Gasteiger et al., 2021, https://arxiv.org/abs/2106.08903, efficient bilinear layer.
+
+    Example:
+        >>> import torch
+        >>> import pyfast.reference.crystal as reference
+        >>> from pyfast import crystal
+        >>> x, cell = torch.zeros(1, 3), 2 * torch.eye(3)
+        >>> graph = reference.neighbors(x, cell, 2.5)
+        >>> unit = crystal.edge_vectors(x, cell, graph) / 2
+        >>> series = torch.tensor([0.0, 1.0]).expand(6, 1, 2)  # the cosine itself
+        >>> crystal.angular_sum(torch.ones(6, 1), unit, series, crystal.triplet_tiles(graph))[:, 0, 0]
+        tensor([-1., -1., -1., -1., -1., -1.])
+    """
+    _check("x", x, (None, None), x)
+    _check("unit", unit, (x.shape[0], 3), x)
+    _check("radial", radial, (x.shape[0], None, None), x)
+    if not radial.shape[2]:
+        raise ValueError(f"radial must have coefficients of at least one polynomial, got {tuple(radial.shape)}")
+    if not through and tiles.row.shape[0]:
+        raise ValueError("tiles must be those of triplet_tiles(graph), got those of edges that go through")
+    return _angular(x.contiguous(), unit.contiguous(), radial.contiguous(), *tiles, through)
+
+
+def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+    """GemNet's triplet interaction: features of the edges to an atom, summed by angle, radius and a bilinear layer.
+
+    out[ca, o] = sum over i, c of (sum over l of radial[ca, i, l] y[ca, l, c]) weight[i, c, o], where
+    y[ca, l, :] = sum over b of P_l(cos angle(c, a, b)) x[ba, :]. Atoms go through in blocks, so that neither triplets
+    nor what the bilinear layer multiplies is ever held whole.
+
+    Args:
+        x: (E, C) features of every edge, float32 or float64.
+        unit: (E, 3) edge vectors over their lengths.
+        radial: (E, I, L) radial weights of every edge; constants of spherical harmonics belong in here.
+        weight: (I, C, O).
+        tiles: of ``triplet_tiles(graph)``.
+
+    Returns:
+        (E, O), differentiable in the first four, to any order.
+
+    Raises:
+        ValueError: if a shape does not match.
+        TypeError: if a dtype or device does not match.
+
+    Source: Gasteiger et al., 2021, https://arxiv.org/abs/2106.08903, appendix on the efficient bilinear layer.
+
+    Example:
+        >>> import torch
+        >>> import pyfast.reference.crystal as reference
+        >>> from pyfast import crystal
+        >>> x, cell = torch.zeros(1, 3), 2 * torch.eye(3)
+        >>> graph = reference.neighbors(x, cell, 2.5)
+        >>> unit = crystal.edge_vectors(x, cell, graph) / 2
+        >>> one = torch.ones(6, 1, 1)
+        >>> crystal.gemnet_triplets(one[:, 0], unit, one, one[:1], crystal.triplet_tiles(graph))[:, 0]
+        tensor([5., 5., 5., 5., 5., 5.])
+    """
+    _check("x", x, (None, None), x)
+    edges, columns = x.shape
+    _check("unit", unit, (edges, 3), x)
+    _check("radial", radial, (edges, None, None), x)
+    inner = radial.shape[1]
+    _check("weight", weight, (inner, columns, None), x)
+    if tiles.row.shape[0]:
+        raise ValueError("tiles must be those of triplet_tiles(graph), got those of edges that go through")
+    flat, parts, ends = weight.flatten(0, 1), [], tiles.ptr.tolist()
+    pairs, a = tiles.tile_ptr.tolist(), 0
+    while a < len(ends) - 1:
+        b = a + 1
+        while b < len(ends) - 1 and ends[b + 1] - ends[a] <= BLOCK:
+            b += 1
+        here, ptr = slice(ends[a], ends[b]), tiles.ptr[a : b + 1] - ends[a]
+        part = Tiles(tiles.row, ptr, ptr, tiles.tile_ptr[a : b + 1] - pairs[a], tiles.keep[pairs[a] : pairs[b]])
+        parts.append(angular_sum(x[here], unit[here], radial[here], part).flatten(1) @ flat)
+        a = b
+    return torch.cat([*parts, x.new_zeros(edges - ends[-1], weight.shape[2])])
+
+
+def _weighted(weights: Tensor, x: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> Tensor:
+    """``angular_sum``, of values (T, L) of the polynomials, by operators whose derivatives are operators."""
+    if not through:
+        return radial @ _pair_sum(weights, x, *tiles[:4])
+    series = (radial[tiles.pairs[1]] * weights[:, None, :]).sum(-1)
+    return _pair_sum(series, x, *tiles[:4])
+
+
+def _written_out(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> Tensor:
+    values = legendre(cosines(unit, tiles, through), radial.shape[2])
+    return _weighted(torch.where(tiles.keep[:, None], values, 0), x, radial, tiles, through)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.through = inputs[8]
+
+
+def _derive(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, unit, radial, *fields = ctx.saved_tensors
+    if torch.is_grad_enabled():  # this will be derived again
+        tiles = Tiles(*fields)
+        vjp: Any = torch.func.vjp
+        _, pull = vjp(lambda x, u, r: _written_out(x, u, r, tiles, ctx.through), x, unit, radial)
+        return *pull(grad), *6 * (None,)
+    dx, rows, columns, dradial = _angular_back(grad.contiguous(), x, unit, radial, *fields, ctx.through)
+    return dx, rows + columns, dradial, *6 * (None,)
+
+
+def _push(inputs: Any, tangents: Any, outputs: Any) -> Tensor:
+    x, unit, radial, *fields, through = inputs
+    dx, dunit, dradial = (None if t is None else t.contiguous() for t in tangents[:3])
+    terms = []
+    if dx is not None:
+        terms.append(_angular(dx, *inputs[1:]))
+    if dradial is not None:
+        terms.append(_angular(x, unit, dradial, *fields, through))
+    if dunit is not None:
+        tiles, degrees = Tiles(*fields), radial.shape[2]
+        c = cosines(unit, tiles, through)
+        ends = ((-a if through else a)[:, None].contiguous() for a in (dunit, unit))
+        dc = sum(_pair_dot(a, b, *fields[:4], len(c))[:, 0] for a, b in zip(ends, (unit, dunit), strict=True))
+        slopes = [torch.zeros_like(c), torch.ones_like(c)]
+        values = legendre(c, degrees).unbind(1)
+        for n in range(1, degrees - 1):
+            slopes.append(slopes[n - 1] + (2 * n + 1) * values[n])
+        rising = torch.stack(slopes[:degrees], 1) * dc[:, None]
+        terms.append(_weighted(torch.where(tiles.keep[:, None], rising, 0), x, radial, tiles, through))
+    return torch.stack(terms).sum(0)
+
+
+def _allocate(x: Tensor, unit: Tensor, radial: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((x.shape[0], radial.shape[1], x.shape[1]))
+
+
+_PLACES = ", ".join(f"Tensor {name}" for name in Tiles._fields)
+
+_angular: Callable[..., Any] = _ops.define(
+    "crystal",
+    f"angular(Tensor x, Tensor unit, Tensor radial, {_PLACES}, bool through) -> Tensor",
+    _allocate,
+    _save,
+    _derive,
+    jvp=_push,
+)
+_angular_back: Callable[..., Any] = _ops.define(
+    "crystal",
+    f"angular_back(Tensor grad, Tensor x, Tensor unit, Tensor radial, {_PLACES}, bool through)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, x, unit, radial, *_: tuple(torch.empty_like(a) for a in (x, unit, unit, radial)),
+)

@@ -1,0 +1,238 @@
+"""Sums over triplets weighted by series of the angle: values and derivatives against arrays, threads, bad input."""
+
+import pytest
+import torch
+
+import pyfast.reference.crystal as reference_graphs
+from pyfast import crystal
+from pyfast.crystal import angular
+from pyfast.reference.crystal import triplets as reference
+
+
+def example(counts=(2, 1, 3), cutoff=2.0, dtype=torch.float64):
+    """Crystals of cubes of about the cutoff: their graph, and the unit vectors of its edges."""
+    g = torch.Generator().manual_seed(0)
+    natoms = torch.tensor(counts)
+    cell = (torch.eye(3) * 1.9 + 0.2 * torch.randn(len(counts), 3, 3, generator=g)).to(dtype)
+    positions = (1.9 * torch.rand(int(natoms.sum()), 3, generator=g)).to(dtype)
+    graph = reference_graphs.radius_graph(positions, cell, cutoff, natoms=natoms)
+    vectors = crystal.edge_vectors(positions, cell, graph)
+    return graph, vectors / crystal.lengths(vectors)[:, None]
+
+
+def given(graph, channels, inner, degrees, dtype=torch.float64, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(graph.num_edges, channels, generator=g, dtype=dtype)
+    return x, torch.randn(graph.num_edges, inner, degrees, generator=g, dtype=dtype)
+
+
+def with_gradients(f):
+    """The value, and the gradients of its weighted sum."""
+
+    def call(*args):
+        leaves = [a.detach().requires_grad_() for a in args]
+        out = f(*leaves)
+        weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)
+        return out.detach(), torch.autograd.grad((out * weights).sum(), leaves)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("channels", "inner", "degrees"), [(1, 1, 2), (64, 16, 5), (13, 3, 3), (8, 2, 4), (33, 9, 5)])
+@pytest.mark.parametrize("through", [False, True])
+def test_matches_reference(check, through, channels, inner, degrees, dtype):
+    graph, unit = example((5, 2), 2.2, dtype=dtype)
+    tiles, pairs = crystal.triplet_tiles(graph, through), crystal.triplet_indices(graph, through)
+    x, radial = given(graph, channels, inner, degrees, dtype)
+    fast = with_gradients(lambda x, u, r: crystal.angular_sum(x, u, r, tiles, through))
+    slow = with_gradients(lambda x, u, r: reference.angular_sum(x, u, r, *pairs, through))
+    if dtype == torch.float64:  # the reference is no truer
+        torch.testing.assert_close(fast(x, unit, radial), slow(x, unit, radial), rtol=1e-10, atol=1e-10)
+    else:
+        check(fast, slow, x, unit, radial)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_one_polynomial_depends_on_no_angle(through):
+    graph, unit = example()
+    x, radial = given(graph, 5, 3, 1)
+    tiles = crystal.triplet_tiles(graph, through)
+    out, (_, slopes, _) = with_gradients(lambda *a: crystal.angular_sum(*a, tiles, through))(x, unit, radial)
+    torch.testing.assert_close(
+        out, reference.angular_sum(x, unit, radial, *crystal.triplet_indices(graph, through), through)
+    )
+    assert not slopes.any()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_edges_that_have_no_reverse(through):
+    graph, unit = example((3,))
+    kept = torch.arange(graph.num_edges) % 3 > 0
+    index = graph.edge_index[:, kept]
+    place = torch.where(kept, kept.cumsum(0) - 1, -1)
+    ptr = torch.searchsorted(index[1].contiguous(), torch.arange(graph.num_atoms + 1))
+    part = graph._replace(
+        edge_index=index,
+        shift=graph.shift[kept],
+        distance=graph.distance[kept],
+        reverse=place[graph.reverse[kept]],
+        ptr=ptr,
+    )
+    tiles, pairs = crystal.triplet_tiles(part, through), crystal.triplet_indices(part, through)
+    x, radial = given(part, 4, 2, 3)
+    found = [
+        with_gradients(f)(x, unit[kept], radial)
+        for f in (
+            lambda *a: crystal.angular_sum(*a, tiles, through),
+            lambda *a: reference.angular_sum(*a, *pairs, through),
+        )
+    ]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_padding_has_no_triplets():
+    x, cell = torch.tensor([[0.0, 0, 0], [0.9, 0.8, 1.0]]).double(), 1.9 * torch.eye(3).double()
+    exact = crystal.neighbors(x, cell, 1.95)
+    graph = crystal.neighbors(x, cell, 1.95, capacity=exact.num_edges + 7, on_error="mask")
+    unit = torch.zeros(graph.num_edges, 3).double()
+    unit[: exact.num_edges] = crystal.edge_vectors(x, cell, exact) / exact.distance[:, None]
+    features, radial = given(graph, 3, 2, 3)
+    for through in (False, True):
+        tiles = crystal.triplet_tiles(graph, through)
+        out, (dx, du, dr) = with_gradients(lambda *a, t=tiles, how=through: crystal.angular_sum(*a, t, how))(
+            features, unit, radial
+        )
+        assert out[: exact.num_edges].any()
+        for padding in (t[exact.num_edges :] for t in (out, dx, du, dr)):
+            assert (padding == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # forward mode's own
+@pytest.mark.parametrize("through", [False, True])
+def test_every_order_of_derivative(through):
+    graph, unit = example((2,), 1.95)
+    tiles = crystal.triplet_tiles(graph, through)
+    x, radial = (a.requires_grad_() for a in given(graph, 2, 2, 4))
+    inner = (0.9 * unit).requires_grad_()  # opposite edges at a cosine of -1 would be differentiated across the end
+    f = lambda *a: crystal.angular_sum(*a, tiles, through)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x, inner, radial), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, (x, inner, radial), fast_mode=True)
+    third = torch.func.grad(lambda u: torch.func.grad(lambda v: f(x, v, radial).square().sum())(u).square().sum())
+    assert torch.autograd.gradcheck(third, (inner,), fast_mode=True)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_operator_contract(through):
+    graph, unit = example((2,), 1.95)
+    x, radial = (a.requires_grad_() for a in given(graph, 3, 2, 4))
+    tiles = crystal.triplet_tiles(graph, through)
+    torch.library.opcheck(torch.ops.pyfast.crystal_angular.default, (x, unit.requires_grad_(), radial, *tiles, through))
+    args = torch.ones(graph.num_edges, 2, 3).double(), x.detach(), unit.detach(), radial.detach(), *tiles, through
+    torch.library.opcheck(torch.ops.pyfast.crystal_angular_back.default, args)
+
+
+@pytest.mark.parametrize("block", [1, 40, 10_000])
+def test_gemnet_matches_reference(monkeypatch, block):
+    monkeypatch.setattr(angular, "BLOCK", block)
+    graph, unit = example()
+    rows, columns = crystal.triplet_indices(graph)
+    g = torch.Generator().manual_seed(1)
+    make = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)  # noqa: E731
+    args = make(graph.num_edges, 6), unit, make(graph.num_edges, 3, 5), make(3, 6, 4)
+    tiles, found = crystal.triplet_tiles(graph), []
+    for f, rest in ((crystal.gemnet_triplets, (tiles,)), (reference.gemnet_triplets, (rows, columns))):
+        leaves = [a.clone().requires_grad_() for a in args]
+        out = f(*leaves, *rest)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        found.append([out, *first, *torch.autograd.grad(sum(d.square().sum() for d in first), leaves)])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+def test_same_bits_on_any_number_of_threads(threads):
+    graph, unit = example((9, 5), 2.5, dtype=torch.float32)
+    x, radial = given(graph, 64, 8, 7, torch.float32)
+    for through in (False, True):
+        tiles = crystal.triplet_tiles(graph, through)
+        f = with_gradients(lambda *a, t=tiles, how=through: crystal.angular_sum(*a, t, how))
+        threads(lambda f=f: f(x, unit, radial))
+
+
+def test_inputs_of_any_strides():
+    graph, unit = example()
+    x, radial = given(graph, 6, 2, 3)
+    tiles = crystal.triplet_tiles(graph)
+    want = crystal.angular_sum(x, unit, radial, tiles)
+    turned = radial.mT.contiguous().mT
+    same = crystal.angular_sum(x.T.contiguous().T, unit.T.contiguous().T, turned, tiles)
+    assert torch.equal(same, want)
+    one = radial[:1].expand_as(radial)
+    assert torch.equal(crystal.angular_sum(x, unit, one, tiles), crystal.angular_sum(x, unit, one.contiguous(), tiles))
+
+
+def test_what_is_not_a_number_reaches_what_it_meets():
+    graph, unit = example((2, 1))
+    x, radial = given(graph, 3, 2, 3)
+    x[0] = torch.nan  # an edge of the first atom
+    out = crystal.angular_sum(x, unit, radial, crystal.triplet_tiles(graph))
+    met = torch.arange(graph.num_edges) < graph.ptr[1]
+    met[0] = False
+    assert out[met].isnan().all()
+    assert out[graph.ptr[1] :].isfinite().all()
+
+
+def test_no_edges():
+    graph = reference_graphs.neighbors(torch.zeros(1, 3), 9 * torch.eye(3), 2.0)
+    tiles = crystal.triplet_tiles(graph)
+    none = torch.zeros(0, 2)
+    assert crystal.angular_sum(none, torch.zeros(0, 3), torch.zeros(0, 3, 4), tiles).shape == (0, 3, 2)
+    assert crystal.gemnet_triplets(
+        none, torch.zeros(0, 3), torch.zeros(0, 3, 4), torch.zeros(3, 2, 7), tiles
+    ).shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda g, u, t: crystal.angular_sum(u, u[:, :2], u[:, :, None], t),
+            ValueError,
+            r"unit must have shape \(\d+, 3\)",
+        ),
+        (lambda g, u, t: crystal.angular_sum(u, u, u, t), ValueError, r"radial must have shape \(\d+, any, any\), got"),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None].float(), t),
+            TypeError,
+            "radial must be torch.float64 on",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None, None].flatten(2)[:, :, :0], t),
+            ValueError,
+            r"radial must have coefficients of at least one polynomial, got \(\d+, 3, 0\)",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], crystal.triplet_tiles(g, through=True)),
+            ValueError,
+            r"tiles must be those of triplet_tiles\(graph\), got those of edges that go through",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u[:3], u[:3], u[:3, :, None], t),
+            IndexError,
+            r"ptr\[\d+\] must be at most 3, got",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], t._replace(keep=t.keep[:5])),
+            IndexError,
+            r"tile_ptr\[\d+\] must be at most 5, got",
+        ),
+        (
+            lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:1, :2, None], t),
+            ValueError,
+            r"weight must have shape \(3, 3, any\), got \(1, 2, 1\)",
+        ),
+    ],
+)
+def test_refuses_bad_input_by_name(call, error, message):
+    graph, unit = example()
+    with pytest.raises(error, match=message):
+        call(graph, unit, crystal.triplet_tiles(graph))

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from pyfast import crystal
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 RACES = """
@@ -312,6 +314,46 @@ def test_mixture_fills_in_what_a_gaussian_knows():
     assert whole == pytest.approx(
         float(np.mean(model.model.score_samples(model.wide(coded(table))))) - np.log(model.scale).sum()
     )
+
+
+def test_graphs_of_crystals_experiment(tmp_path):
+    path = tmp_path / "paper_crystal_graphs.json"
+    run_quick("paper_crystal_graphs", "--output", str(path))
+    run = json.loads(path.read_text())["runs"]["AFLOW prototypes"]
+    assert run["crystals"] > 20
+    assert run["missed"] > 0.1
+    for how in ("renumbered", "shifted"):
+        assert run[f"CDVAE, {how}"] > 0.5
+        assert run[f"include, {how}"] == 0
+    assert run["canonical, renumbered"] == 0
+
+
+def test_construction_of_crystal_graphs_by_hand():
+    graphs = load("paper_crystal_graphs")
+    frac, cell = torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]]).double(), 6 * torch.eye(3).double()
+    found = graphs.truncated(frac, cell)  # the cutoff of 7 leaves 8 neighbours at 5.2 Å, and 6 images at 6 Å
+    assert torch.bincount(found.target).tolist() == [14, 14]
+    assert len(graphs.nearest(found, 2).source) == 28
+    both = graphs.mirrored(found)
+    assert len(both.source) == 28
+    assert torch.equal(graphs.keys(both, 2), graphs.keys(found, 2))
+    thin = torch.diag(torch.tensor([2.0, 6, 6])).double()
+    assert len(graphs.truncated(frac, thin).source) < crystal.neighbors(frac @ thin, thin, 7.0).num_edges
+
+
+def test_energy_models_of_crystals_learn_the_same(tmp_path):
+    path = tmp_path / "paper_crystal.json"
+    run_quick("paper_crystal", "--output", str(path))
+    content = json.loads(path.read_text())
+    for model, table in (("SchNet", 1e-5), ("DimeNet++", 0.0)):  # as far as a filter's table may be off
+        runs = [content["runs"][f"{model}|prototypes|{how}"] for how in ("pyfast", "torch", "torch, double")]
+        ours, plain, truth = (torch.tensor(run["losses"][: len(runs[2]["losses"])]).double() for run in runs)
+        assert len(truth) >= 3
+        assert ((ours - truth).abs() / truth).max() <= 2 * ((plain - truth).abs() / truth).max() + table + 1e-6
+        assert runs[0]["looks"][-1][2] < runs[0]["mean"]
+        assert runs[0]["parameters"] == runs[1]["parameters"]
+    load("report").page(path, content, tmp_path)
+    assert "![Energy models of crystals](plots/paper_crystal.png)" in (tmp_path / "paper_crystal.md").read_text()
 
 
 def test_sweep_gate_refuses_what_errs_more_than_it_may():

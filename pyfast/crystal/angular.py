@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyfast import _ops
-from pyfast.crystal.triplets import Tiles, _check, _pair_dot, _pair_sum, cosines, legendre
+from pyfast.crystal.triplets import Tiles, _check, _pair_back, _pair_dot, _pair_sum, cosines, legendre
 
 BLOCK = 2048  # edges whose sums gemnet_triplets holds at a time
 
@@ -121,9 +121,38 @@ def _weighted(weights: Tensor, x: Tensor, radial: Tensor, tiles: Tiles, through:
     return _pair_sum(series, x, *tiles[:4])
 
 
-def _written_out(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> Tensor:
-    values = legendre(cosines(unit, tiles, through), radial.shape[2])
-    return _weighted(torch.where(tiles.keep[:, None], values, 0), x, radial, tiles, through)
+def _polynomials(unit: Tensor, degrees: int, tiles: Tiles, through: bool) -> tuple[Tensor, Tensor]:
+    """Values and slopes (T, L) of the Legendre polynomials, 0 where there is no triplet."""
+    c, keep = cosines(unit, tiles, through), tiles.keep[:, None]
+    values = legendre(c, degrees)
+    slopes = [torch.zeros_like(c), torch.ones_like(c)]
+    for n in range(1, degrees - 1):
+        slopes.append(slopes[n - 1] + (2 * n + 1) * values[:, n])
+    return torch.where(keep, values, 0), torch.where(keep, torch.stack(slopes[:degrees], 1), 0)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``angular_back`` finds, by operators whose derivatives are operators."""
+    fields, pairs = tiles[:4], tiles.keep.shape[0]
+    values, slopes = _polynomials(unit, radial.shape[2], tiles, through)
+    if through:
+        column = tiles.pairs[1]
+        series = (radial[column] * values[:, None, :]).sum(-1)
+        dx = _pair_back(series, grad, *fields)
+        each = _pair_dot(grad, x, *fields, pairs)[:, :, None]
+        dradial = torch.zeros_like(radial).index_add(0, column, each * values[:, None, :])
+        dvalues = (each * radial[column]).sum(1)
+    else:
+        turned = (radial.mT @ grad).contiguous()
+        dx = _pair_back(values, turned, *fields)
+        dradial = grad @ _pair_sum(values, x, *fields).mT
+        dvalues = _pair_dot(turned, x, *fields, pairs)
+    dcosine = (dvalues * slopes).sum(1, keepdim=True)
+    rows = (-unit if through else unit)[:, None].contiguous()
+    drows = _pair_sum(dcosine, unit, *fields)[:, 0]
+    return dx, _pair_back(dcosine, rows, *fields) + (-drows if through else drows), dradial
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -134,10 +163,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _derive(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, unit, radial, *fields = ctx.saved_tensors
     if torch.is_grad_enabled():  # this will be derived again
-        tiles = Tiles(*fields)
-        vjp: Any = torch.func.vjp
-        _, pull = vjp(lambda x, u, r: _written_out(x, u, r, tiles, ctx.through), x, unit, radial)
-        return *pull(grad), *6 * (None,)
+        return *_gradients(grad.contiguous(), x, unit, radial, Tiles(*fields), ctx.through), *6 * (None,)
     dx, rows, columns, dradial = _angular_back(grad.contiguous(), x, unit, radial, *fields, ctx.through)
     return dx, rows + columns, dradial, *6 * (None,)
 
@@ -151,16 +177,11 @@ def _push(inputs: Any, tangents: Any, outputs: Any) -> Tensor:
     if dradial is not None:
         terms.append(_angular(x, unit, dradial, *fields, through))
     if dunit is not None:
-        tiles, degrees = Tiles(*fields), radial.shape[2]
-        c = cosines(unit, tiles, through)
+        tiles = Tiles(*fields)
+        _, slopes = _polynomials(unit, radial.shape[2], tiles, through)
         ends = ((-a if through else a)[:, None].contiguous() for a in (dunit, unit))
-        dc = sum(_pair_dot(a, b, *fields[:4], len(c))[:, 0] for a, b in zip(ends, (unit, dunit), strict=True))
-        slopes = [torch.zeros_like(c), torch.ones_like(c)]
-        values = legendre(c, degrees).unbind(1)
-        for n in range(1, degrees - 1):
-            slopes.append(slopes[n - 1] + (2 * n + 1) * values[n])
-        rising = torch.stack(slopes[:degrees], 1) * dc[:, None]
-        terms.append(_weighted(torch.where(tiles.keep[:, None], rising, 0), x, radial, tiles, through))
+        dcosine = sum(_pair_dot(a, b, *fields[:4], len(slopes)) for a, b in zip(ends, (unit, dunit), strict=True))
+        terms.append(_weighted(slopes * dcosine, x, radial, tiles, through))
     return torch.stack(terms).sum(0)
 
 

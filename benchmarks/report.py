@@ -72,6 +72,7 @@ def race_table(rows):
         memory = row.get("extra_memory")
         off = row.get("pruned_too_many")
         note = f" (prunes {off:+,})" if off else f" ({row['note']})" if "note" in row else ""
+        note += f" ({row['against_plain']:.2f} of its plain time)" if "against_plain" in row else ""
         best, median = duration(row["best"]), duration(row["median"])
         body.append([row["peer"] + note, best, median, ratio, share, "" if memory is None else size(memory)])
     floor = next((row["floor"] for row in rows if "floor" in row), None)
@@ -92,11 +93,11 @@ def losses(groups):
 
 
 def headlines(groups):
-    """Our time of every race beside the fastest peer's."""
+    """Our time of every race beside the fastest peer's; not of options, which stand beside the call without."""
     rows = []
     for key, group in groups.items():
         ours, peers = own(group), [row for row in group if not row["peer"].startswith(OURS)]
-        if ours and peers:
+        if ours and peers and "against_plain" not in ours:
             best = min(peers, key=lambda row: row["best"])
             share = f"{ours['share']:.0%}" if "share" in ours else ""
             times = [duration(ours["best"]), f"{best['peer']}, {duration(best['best'])}"]

@@ -44,7 +44,8 @@ inline void give_priors(Model& m, Strided alpha, Strided prior, Strided leaf_pri
                                       std::to_string(width) + " numbers in prior, got " + std::to_string(at[l]));
             n.at = at[l];
             n.mass = 0;
-            const int64_t first = n.family == gaussian, used = n.family == table ? width : n.family == gaussian ? 4 : 2;
+            const int64_t first = n.family == gaussian;
+            const int64_t used = n.family == table ? width : n.family == gaussian ? 4 : n.family == own ? 0 : 2;
             for (int64_t j = first; j < used; ++j) check_positive(m.prior[n.at + j], "prior", n.at + j);
             if (n.family == gaussian && !std::isfinite(m.prior[n.at]))
                 throw py::value_error("prior[" + std::to_string(n.at) + "] must be finite, got " +
@@ -124,7 +125,7 @@ struct Rows {
             std::copy_n(reinterpret_cast<const double*>(x.data) + n * d, d, m.x.begin());
         if (!m.collapsed) return;
         for (int64_t v = 0; v < d; ++v)  // a value as its statistics remember it
-            if (m.g.family[v] != table && m.x[v] == m.x[v])
+            if (m.g.family[v] != table && m.g.family[v] != own && m.x[v] == m.x[v])
                 m.x[v] = double(std::llrint(m.x[v] * m.g.quantum[v])) / m.g.quantum[v];
     }
 

@@ -36,7 +36,7 @@ class Scores {
             if (m.node[c].kind == leaf) continue;
             for (int64_t e = first_[c]; e < first_[c + 1]; ++e) {
                 const int32_t v = entry_[e].variable;
-                observe(m.g.family[v], &through_[entry_[e].at], m.x[v], m.g.quantum[v], times);
+                observe(m.g, v, &through_[entry_[e].at], m.x[v], times);
             }
         }
     }
@@ -106,6 +106,11 @@ class Scores {
         if (!m.collapsed) {
             const double* p = &marginals_[e.at];
             if (family == table) return Scaled(p[int64_t(x)]);
+            if (family == own) {
+                logs_.resize(m.g.width[e.variable]);
+                for (size_t c = 0; c < logs_.size(); ++c) logs_[c] = std::log(p[c]);
+                return Scaled::from_log(m.g.owns[e.variable].log_value(logs_.data(), x));
+            }
             const double mean = p[0];
             if (family == poisson) return Scaled::from_log(x * std::log(mean) - mean);
             if (family == exponential) return Scaled::from_log(-std::log(mean) - x / mean);
@@ -113,6 +118,8 @@ class Scores {
             return Scaled::from_log(-0.5 * (std::log(variance) + off * off / variance));
         }
         const Node& l = m.node[e.leaf];
+        if (family == own)
+            return Scaled::from_log(m.g.owns[e.variable].log_predictive(m.prior + l.at, &through_[e.at], x));
         if (family != table)
             return Scaled::from_log(
                 log_predictive(family, m.prior + l.at, Moments(&through_[e.at], m.g.quantum[e.variable]), x));
@@ -156,7 +163,7 @@ class Scores {
             if (n.kind == leaf) {
                 const double* p = &m.logs[n.first];
                 double* out = &marginals_[entry_[first_[i]].at];
-                if (n.family == table) {
+                if (n.family == table || n.family == own) {
                     for (int64_t c = 0; c < m.g.width[n.count]; ++c) out[c] = std::exp(p[c]);
                 } else {
                     const double variance = n.family == gaussian ? -0.5 / p[2] : 0;
@@ -203,6 +210,7 @@ class Scores {
     int64_t size_ = 0;
     std::vector<int64_t> through_;
     std::vector<double> marginals_;
+    mutable std::vector<double> logs_;  // of one entry
 };
 
 }  // namespace pyfast::spn

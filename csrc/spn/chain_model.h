@@ -150,7 +150,9 @@ struct Model {
     }
 
     [[gnu::noinline]] Scaled density(const Node& n, double value) const {
-        if (!collapsed) return Scaled::from_log(log_density(n.family, &logs[n.first], value));
+        if (!collapsed) return Scaled::from_log(log_density(g, n.count, &logs[n.first], value));
+        if (n.family == own)
+            return Scaled::from_log(g.owns[n.count].log_predictive(prior + n.at, leaf_counts + n.first, value));
         const Moments seen(leaf_counts + n.first, g.quantum[n.count]);
         return Scaled::from_log(log_predictive(n.family, prior + n.at, seen, value));
     }
@@ -170,7 +172,7 @@ struct Model {
             n.total += times;
             if (n.family == table && value < 3) n.few[int64_t(value)] += int32_t(times);
         }
-        observe(n.family, leaf_counts + n.first, value, g.quantum[n.count], times);
+        observe(g, n.count, leaf_counts + n.first, value, times);
     }
     void count(const Tree& t, int64_t times) {
         for (int32_t i = 0; i < t.size; ++i) count_sum(t.sums[i], times);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <utility>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -19,31 +19,50 @@ inline double total_of(const F* share, int64_t n) {
     return sum;
 }
 
-#ifdef __AVX512F__
-inline constexpr bool quick_running = true;  // shuffles across a vector, and comparisons to bits, are cheap
+// How many lanes are at most `left`.
+#if defined(__AVX512F__)
 inline int count_up_to(const Vector<float>& x, float left) {
     return __builtin_popcount(_mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(left), _CMP_LE_OQ));
 }
 inline int count_up_to(const Vector<double>& x, double left) {
     return __builtin_popcount(_mm512_cmp_pd_mask(__m512d(x), _mm512_set1_pd(left), _CMP_LE_OQ));
 }
+#elif defined(__AVX2__)
+inline int count_up_to(const Vector<float>& x, float left) {
+    return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(__m256(x), _mm256_set1_ps(left), _CMP_LE_OQ)));
+}
+inline int count_up_to(const Vector<double>& x, double left) {
+    return __builtin_popcount(_mm256_movemask_pd(_mm256_cmp_pd(__m256d(x), _mm256_set1_pd(left), _CMP_LE_OQ)));
+}
 #else
-inline constexpr bool quick_running = false;
+template <class F>
+inline int count_up_to(const Vector<F>& x, F left) {
+    int count = 0;
+    for (int i = 0; i < lanes<F>; ++i) count += x[i] <= left;
+    return count;
+}
 #endif
 
-// Each lane the sum of itself and of those before it; where that is slow, of the last lane alone this is true.
+// Each lane the sum of itself and of those before it.
 template <class F, int step = 1>
 [[gnu::always_inline]] inline Vector<F> running(const Vector<F>& x) {
     constexpr int n = lanes<F>;
-    if constexpr (!quick_running) {
-        F half[n / 2];
-        for (int i = 0; i < n / 2; ++i) half[i] = x[i] + x[i + n / 2];
-        for (int some = n / 4; some > 0; some /= 2)
-            for (int i = 0; i < some; ++i) half[i] += half[i + some];
-        Vector<F> out{};
-        out[n - 1] = half[0];
-        return out;
-    } else if constexpr (step == n) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // within halves, where shuffles are cheap; then what the low half comes to is added to the high one
+    if constexpr (sizeof(F) == 4) {
+        __m256 sum = __m256(x);
+        sum += _mm256_castsi256_ps(_mm256_slli_si256(_mm256_castps_si256(sum), 4));
+        sum += _mm256_castsi256_ps(_mm256_slli_si256(_mm256_castps_si256(sum), 8));
+        const __m256 low = _mm256_permute2f128_ps(sum, sum, 0x08);
+        return Vector<F>(sum + _mm256_shuffle_ps(low, low, 0xff));
+    } else {
+        __m256d sum = __m256d(x);
+        sum += _mm256_castsi256_pd(_mm256_slli_si256(_mm256_castpd_si256(sum), 8));
+        const __m256d low = _mm256_permute2f128_pd(sum, sum, 0x08);
+        return Vector<F>(sum + _mm256_shuffle_pd(low, low, 0xf));
+    }
+#else
+    if constexpr (step == n) {
         return x;
     } else {
         const auto shifted = [&]<size_t... i>(std::index_sequence<i...>) {
@@ -51,6 +70,7 @@ template <class F, int step = 1>
         }(std::make_index_sequence<n>());
         return running<F, step * 2>(x + shifted);
     }
+#endif
 }
 
 // The first of n indices at which the sum of shares exceeds u times the whole, 0 <= u < 1; never one whose share is 0,
@@ -66,11 +86,10 @@ template <class F, class At, class One>
     F ends[most + 1] = {}, total = 0;  // of groups: the sum before it
     int groups = 0;
     int64_t size = 1;  // vectors in a group
-    if (quick_running && whole <= most) {
+    while (size * most < whole) size *= 2;
+    if (size == 1) {
         for (; groups < whole; ++groups) before[groups] = running<F>(vector(groups));
     } else {
-        size = quick_running ? 1 : 2;
-        while (size * most < whole) size *= 2;
         for (int64_t first = 0; first < whole; first += size) {
             Vector<F> sum = vector(first);
             for (int64_t v = first + 1; v < std::min(first + size, whole); ++v) sum += vector(v);
@@ -84,23 +103,17 @@ template <class F, class At, class One>
     int group = 0;
     for (int g = 1; g <= groups; ++g) group += ends[g] <= want;
     F left = want - ends[group];
-    int64_t j = group * size * wide;
-    bool found = false;
-#ifdef __AVX512F__
-    if (group < groups && size == 1) {
-        j += count_up_to(before[group], left);
-        found = true;
-    }
-#endif
-    if (!found) {
-        const int64_t end = group < groups ? std::min(j + size * wide, n) : n;
-        for (; group < groups && j + wide < end; j += wide) {
-            const F here = running<F>(vector(j / wide))[wide - 1];
-            if (left < here) break;
-            left -= here;
+    int64_t j = whole * wide;
+    if (group < groups) {
+        int64_t v = group * size;
+        Vector<F> sums = size == 1 ? before[group] : running<F>(vector(v));
+        for (const int64_t last = std::min(v + size, whole) - 1; v < last && sums[wide - 1] <= left; ++v) {
+            left -= sums[wide - 1];
+            sums = running<F>(vector(v + 1));
         }
-        if (group == groups) j = whole * wide;
-        for (; j < end && !(left < share(j)); ++j) left -= share(j);
+        j = v * wide + count_up_to(sums, left);
+    } else {
+        for (; j < n && !(left < share(j)); ++j) left -= share(j);
     }
     j = std::min(j, n - 1);
     if (share(j) > 0) return int(j);

@@ -66,7 +66,7 @@ struct Visit {
     const F* x;  // of the block: (variables, B)
     void weight(int64_t index, int64_t times) { weights[index] += times; }
     void leaf(int64_t leaf, int v, int b, int64_t times) {
-        observe(g.family[v], leaves + g.leaf_first[leaf], x[size_t(v) * block<F> + b], g.quantum[v], times);
+        observe(g, v, leaves + g.leaf_first[leaf], x[size_t(v) * block<F> + b], times);
     }
 };
 

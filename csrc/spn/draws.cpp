@@ -120,6 +120,7 @@ void draw_all(const Graph& g, const State& s, uint64_t seed, uint64_t what, F* w
     {
         Dirichlets sums(seed, what), tables(seed, what);
         std::vector<F*> to;
+        std::vector<double> shares;
 #pragma omp for schedule(dynamic)
         for (size_t p = 1; p < parts.size(); ++p) {
             F* w = nullptr;
@@ -133,7 +134,14 @@ void draw_all(const Graph& g, const State& s, uint64_t seed, uint64_t what, F* w
                 } else if (g.kind[i] == leaf) {
                     const int64_t leaf = g.leaf_of[i], v = g.variable[i], at = g.leaf_first[leaf];
                     const double* prior = s.prior + s.leaf_prior[leaf];
-                    if (g.family[v] == table) {
+                    if (g.family[v] == own) {
+                        Stream stream(seed, what, of_curve | uint64_t(i));
+                        shares.resize(g.width[v]);
+                        g.owns[v].posterior(prior, s.leaf_counts + at, shares.data());
+                        const int64_t drawn = g.owns[v].choose(shares.data(), stream.uniform());
+                        std::fill_n(leaves + at, g.width[v], F(-INFINITY));
+                        leaves[at + drawn] = 0;
+                    } else if (g.family[v] == table) {
                         to.push_back(leaves + at);
                         tables.add(g.width[v], of_leaf | uint64_t(at),
                                    [&](int64_t c) { return prior[c] + double(s.leaf_counts[at + c]); });
@@ -182,8 +190,9 @@ void predict(const std::vector<Strided>& graph, const Strided& weight_counts, co
                 return;
             }
             const int64_t leaf = g.leaf_of[i], v = g.variable[i], at = g.leaf_first[leaf];
-            predict_leaf(g.family[v], s.prior + s.leaf_prior[leaf], s.leaf_counts + at, g.width[v], g.quantum[v],
-                         l + at);
+            const double* prior = s.prior + s.leaf_prior[leaf];
+            if (g.family[v] == own) return g.owns[v].posterior(prior, s.leaf_counts + at, l + at);
+            predict_leaf(g.family[v], prior, s.leaf_counts + at, g.width[v], g.quantum[v], l + at);
         });
     };
     weights.is<double>() ? run(double()) : run(float());
@@ -198,8 +207,10 @@ double log_joint(const std::vector<Strided>& graph, const Strided& weight_counts
     for (int64_t i = 0; i < g.nodes; ++i) {
         if (g.kind[i] == leaf) {
             const int64_t leaf = g.leaf_of[i], v = g.variable[i];
-            total += log_evidence(g.family[v], s.prior + s.leaf_prior[leaf], s.leaf_counts + g.leaf_first[leaf],
-                                  g.width[v], g.quantum[v]);
+            const int64_t* seen = s.leaf_counts + g.leaf_first[leaf];
+            const double* prior = s.prior + s.leaf_prior[leaf];
+            total += g.family[v] == own ? g.owns[v].log_evidence(prior, seen)
+                                        : log_evidence(g.family[v], prior, seen, g.width[v], g.quantum[v]);
         } else if (g.kind[i] == sum) {
             const int64_t* counts = s.weight_counts + g.first_weight[i];
             int64_t n = 0;

@@ -95,6 +95,7 @@ class Flows {
     std::vector<int64_t> first_;   // of a term's numbers in
     std::vector<F> sums_;          // (inputs, outputs) of mixtures and pairs; leaves see leaf_rows
     std::vector<F> centres_;
+    std::vector<double> parts_;
 
     static int64_t padded(int64_t n) { return (n + lanes<F> - 1) / lanes<F> * lanes<F>; }
 
@@ -240,6 +241,12 @@ class Flows {
                         at(to + stride + k) += at(f + k) * x;
                         at(to + 2 * stride + k) += moved * away;
                         at(to + 3 * stride + k) += moved;  // times -2 c2 in the end
+                    }
+                } else if (family == own) {
+                    parts_.resize(g_.width[v]);
+                    for (int k = 0; k < r.outputs; ++k) {
+                        g_.owns[v].derivatives(panels_.leaves + g_.leaf_first[leaf + k], double(x), parts_.data());
+                        for (int64_t c = 0; c < g_.width[v]; ++c) to[c * stride + k] += F(double(f[k]) * parts_[c]);
                     }
                 } else {
                     for (int k = 0; k < r.outputs; ++k) {

@@ -9,6 +9,7 @@
 
 #include <pybind11/stl.h>
 
+#include "spn/own.h"
 #include "tensor.h"
 
 namespace pyfast::spn {
@@ -22,7 +23,8 @@ enum Family : uint8_t {
     exponential = 3,
     student = 4,
     negative_binomial = 5,
-    lomax = 6
+    lomax = 6,
+    own = 7  // a function of the user's
 };
 
 // A contiguous tensor of this dtype and these sizes; -1 is any.
@@ -62,9 +64,10 @@ struct Graph {
     std::vector<int64_t> first_weight;  // of a node that is a sum
     std::vector<int32_t> leaf_of;       // of a node that is a leaf
     std::vector<int64_t> width;         // of a variable's leaves: parameters, and statistics
+    std::vector<Own> owns;              // of a variable whose density is the user's own
 
     explicit Graph(const std::vector<Strided>& tensors) {
-        demand(tensors.size() == 8, "be eight tensors");
+        demand(tensors.size() == 8 || tensors.size() == 10, "be eight tensors, or ten");
         nodes = tensors[0].ndim == 1 ? tensors[0].shape[0] : 0;
         demand(nodes > 0 && nodes < (int64_t(1) << 28), "have between one node and 2^28");
         kind = data<uint8_t>(tensors[0], "kind", {nodes});
@@ -84,7 +87,8 @@ struct Graph {
         demand(first[0] == 0 && first[nodes] == edges, "have children from 0 to their number");
         const int64_t offsets = tensors[4].shape[0];
         demand(offsets > 1 && leaf_first[0] == 0, "have leaves, their parameters from 0");
-        for (int64_t v = 0; v < variables; ++v) demand(family[v] <= lomax, "have families that are known");
+        for (int64_t v = 0; v < variables; ++v)
+            demand(family[v] <= own && (family[v] != own || tensors.size() == 10), "have families that are known");
         for (int64_t i = 0; i < nodes; ++i) {
             const int64_t count = first[i + 1] - first[i];
             demand(kind[i] <= sum && (kind[i] == leaf ? count == 0 : count > 0), "have children below inner nodes");
@@ -97,7 +101,8 @@ struct Graph {
                 const int32_t v = variable[i];
                 demand(v >= 0 && v < variables && leaves + 1 < offsets, "have leaves over its variables");
                 const int64_t size = leaf_first[leaves + 1] - leaf_first[leaves];
-                demand(size > 0 && (family[v] == table || size == 4), "have four parameters a leaf but in tables");
+                demand(size > 0 && (family[v] == table || family[v] == own || size == 4),
+                       "have four parameters a leaf but in tables");
                 demand(width[v] < 0 || width[v] == size, "have as many parameters in all leaves of a variable");
                 width[v] = size;
                 leaf_of[i] = int32_t(leaves++);
@@ -105,9 +110,32 @@ struct Graph {
         }
         demand(leaves + 1 == offsets, "have as many leaves as leaf_first says");
         parameters = leaf_first[leaves];
+        if (tensors.size() == 10) read_owns(tensors[8], tensors[9]);
     }
 
     int64_t children(int64_t node) const { return first[node + 1] - first[node]; }
+
+  private:
+    // addresses: of the three functions, the numbers of statistics and of parameters, where its constants begin; in
+    // these quanta, then the parameters of each candidate
+    void read_owns(const Strided& addresses, const Strided& constants) {
+        const int64_t* a = data<const int64_t>(addresses, "addresses", {variables, 6});
+        const double* c = data<const double>(constants, "constants", {-1});
+        owns.resize(variables);
+        for (int64_t v = 0; v < variables; ++v, a += 6) {
+            if (family[v] != own || width[v] < 0) continue;
+            Own& o = owns[v];
+            o.statistics_of = reinterpret_cast<decltype(o.statistics_of)>(a[0]);
+            o.log_density = reinterpret_cast<decltype(o.log_density)>(a[1]);
+            o.quantile = reinterpret_cast<decltype(o.quantile)>(a[2]);
+            o.size = a[3], o.each = a[4], o.candidates = width[v];
+            demand(o.statistics_of && o.log_density && o.size > 0 && o.size <= Own::most && o.size < width[v] &&
+                       o.each > 0 && a[5] >= 0 && a[5] + o.size + width[v] * o.each <= constants.shape[0],
+                   "have densities that are whole");
+            o.quanta = c + a[5];
+            o.parameters = o.quanta + o.size;
+        }
+    }
 };
 
 // Throws unless every value of row n is what its column's family can be, and, where it is to be `counted`, small enough
@@ -117,8 +145,9 @@ void check_row(const Graph& g, const Real* row, int64_t n, bool counted = true) 
     for (int64_t v = 0; v < g.variables; ++v) {
         const Real value = row[v];
         if (value != value) continue;
-        const bool fits = g.family[v] == table
-                              ? value >= 0 && value < Real(g.width[v]) && value == Real(int64_t(value))
+        const bool fits = g.family[v] == table ? value >= 0 && value < Real(g.width[v]) && value == Real(int64_t(value))
+                          : g.family[v] == own
+                              ? g.owns[v].fits(double(value), counted)
                               : std::isfinite(value) &&
                                     (!counted || std::abs(double(value)) * g.quantum[v] < 1073741824.0) &&
                                     (g.family[v] == gaussian || g.family[v] == student || value >= 0);

@@ -1,5 +1,6 @@
 // Chains over a tree that is never built: see implicit.h. All state is in the choices, one row of them a sample.
-#include "spn/implicit.h"
+#include "spn/implicit_moves.h"
+#include "spn/implicit_predictions.h"
 
 namespace pyfast::spn {
 namespace {
@@ -110,7 +111,7 @@ std::pair<double, int64_t> sweep(const Tensors& columns, const Strided& X, const
     Implicit tree = make_tree(c, children, parts, splits, mass);
     if (candidates < 0 || candidates == 1)
         throw py::value_error("candidates must be 0 or at least 2, got " + std::to_string(candidates));
-    tree.candidates = candidates;
+    Moves moves(tree, candidates);
     const int64_t width = tree.choices();
     int64_t* const row = data<int64_t>(choices, "choices", {rows.size, width});
     const int64_t* const turn = data<const int64_t>(order, "order", {rows.size});
@@ -126,7 +127,7 @@ std::pair<double, int64_t> sweep(const Tensors& columns, const Strided& X, const
         tree.load(rows.row(n), s);
         u.begin(n);
         if (in[n]) tree.remove(s, row + n * width);
-        tree.move(s, row + n * width, u);
+        moves.move(s, row + n * width, u);
         tree.add(s, row + n * width, u);
         in[n] = true;
         if (i % 64 == 63) {  // Ctrl-C
@@ -134,10 +135,10 @@ std::pair<double, int64_t> sweep(const Tensors& columns, const Strided& X, const
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         }
     }
-    return {tree.log_joint(), tree.used()};
+    return {Predictions(tree).log_joint(), tree.used()};
 }
 
-// Calls each(tree, sample, n) for all rows of Y, the tree holding X.
+// Calls each(predictions, sample, n) for all rows of Y, the tree holding X.
 template <class Each>
 void for_rows(const Tensors& columns, const Strided& X, const Strided& choices, int64_t children, int64_t parts,
               uint64_t splits, double mass, const Strided& Y, Each each) {
@@ -153,7 +154,7 @@ void for_rows(const Tensors& columns, const Strided& X, const Strided& choices, 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t n = 0; n < asked.size; ++n) {
             tree.load(asked.row(n), s);
-            each(tree, s, n);
+            each(Predictions(tree), s, n);
         }
     }
 }
@@ -163,7 +164,7 @@ void log_prob(const Tensors& columns, const Strided& X, const Strided& choices, 
               uint64_t splits, double mass, const Strided& Y, const Strided& out) {
     double* const to = data<double>(out, "out", {Y.ndim == 2 ? Y.shape[0] : 0});
     for_rows(columns, X, choices, children, parts, splits, mass, Y,
-             [&](const Implicit& tree, const Sample& s, int64_t n) { to[n] = tree.log_likelihood(s); });
+             [&](const Predictions& tree, const Sample& s, int64_t n) { to[n] = tree.log_likelihood(s); });
 }
 
 // What is missing in Y is drawn, given the rest of its row; rows are numbers first, first + 1, ... to randomness.
@@ -172,11 +173,11 @@ void complete(const Tensors& columns, const Strided& X, const Strided& choices, 
               int64_t first) {
     float* const y = data<float>(Y, "Y", {-1, -1});
     for_rows(columns, X, choices, children, parts, splits, mass, Y,
-             [&](const Implicit& tree, const Sample& s, int64_t n) {
+             [&](const Predictions& tree, const Sample& s, int64_t n) {
                  Draws u(seed, what);
                  u.begin(first + n);
                  Stream values(seed, what_values, uint64_t(first + n));
-                 tree.complete(s, y + n * tree.variables, u, values);
+                 tree.complete(s, y + n * Y.shape[1], u, values);
              });
 }
 

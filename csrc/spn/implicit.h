@@ -5,86 +5,11 @@
 // nothing, and all leaves of a variable have one prior. All such children of a sum are one candidate together.
 #pragma once
 
-#include <memory>
-
 #include "spn/chain_draws.h"
 #include "spn/chain_predictive.h"
-#include "spn/chain_scaled.h"
-#include "spn/posteriors.h"
-#include "spn/values.h"
+#include "spn/implicit_nodes.h"
 
 namespace pyfast::spn {
-
-struct Product;
-
-// A value that is not its column's usual one, and where in a scope it stands.
-struct Rare {
-    int32_t at, variable;
-};
-
-// A row as the tree reads it. Most values are usual ones: of these, nodes know the likelihood beforehand.
-struct Sample {
-    std::vector<int64_t> code;         // of a table's column; its width where the value is missing
-    std::vector<double> x, untouched;  // values; their likelihoods in leaves that have seen nothing
-    std::vector<Rare> rare;            // in the root's scope
-};
-
-struct Child {
-    int64_t number, count;  // of all children, those before it; samples that pass it
-    std::unique_ptr<Product> product;
-};
-
-struct Sum {
-    uint64_t id = 0;
-    int32_t first = 0, size = 0;  // of its variables, within the scope that it is a part of
-    int64_t choices = 0;          // sums of an induced tree from here on
-    Scaled plain;                 // likelihood of usual values in leaves that have seen nothing
-    int64_t total = 0;
-    std::vector<Child> used;  // by their numbers
-};
-
-struct Product {
-    std::vector<int32_t> scope;  // variables, part after part
-    std::vector<int32_t> where;  // in the scope, by where a variable stands in that of the sum above; empty if there
-    std::vector<Sum> sums;       // parts of more than one variable, which come first
-    std::vector<int64_t> at;     // of a part of one variable: its statistics
-    std::vector<int64_t> seen;
-    std::vector<double> chance;  // of a table's codes in turn, then 1 for none
-    Scaled usual;                // likelihood of usual values in these parts
-};
-
-// What is rare of a sample within a product's scope.
-class Inside {
-  public:
-    const Rare *begin, *end;
-    int32_t shift = 0;  // to subtract from where they stand
-
-    Inside(const Product& p, const Rare* first, const Rare* last, int32_t from) : begin(first), end(last) {
-        if (p.where.empty()) {
-            shift = from;
-            return;
-        }
-        const int64_t n = last - first;
-        if (n > few) many_.resize(n);
-        Rare* const to = n > few ? many_.data() : few_;
-        for (int64_t i = 0; i < n; ++i) to[i] = {p.where[first[i].at - from], first[i].variable};
-        std::sort(to, to + n, [](const Rare& a, const Rare& b) { return a.at < b.at; });
-        begin = to, end = to + n;
-    }
-    Inside(const Inside&) = delete;
-
-    // The next ones that stand before `limit`.
-    const Rare* until(int32_t limit) {
-        const Rare* r = begin;
-        while (r < end && r->at < limit) ++r;
-        return r;
-    }
-
-  private:
-    static constexpr int few = 32;
-    Rare few_[few];
-    std::vector<Rare> many_;
-};
 
 class Implicit {
   public:
@@ -126,11 +51,9 @@ class Implicit {
         }
         root_.choices = choices_of_[variables];
         root_.plain = plain(scope_.data(), root_.size);
-        fresh_.resize(root_.choices), kept_.resize(root_.choices);
     }
 
     const int64_t variables, children, parts;
-    int64_t candidates = 0;
 
     template <class Real>
     void load(const Real* row, Sample& s) const {
@@ -163,29 +86,13 @@ class Implicit {
     // Many at once, whose choices are made; then what leaves predict.
     void restore(const Sample& s, int64_t* row) { add(root_, scope_.data(), s, row, nullptr, false); }
     void refresh() { refresh(root_); }
-
-    // ---- moves ----
-
-    // i-SIR from the root down: below a sum, the tree at hand stands for the child that it passes and a fresh one for
-    // every other child that is used; those that are not stand together, exactly. A row that is in no tree yet gets
-    // one.
-    void move(const Sample& s, int64_t* row, Draws& u) { move(root_, s, all(s), row, u); }
     int64_t choices() const { return root_.choices; }
-
-    // ---- predictions ----
-
-    double log_likelihood(const Sample& s) const { return value(root_, s, all(s)).log(); }
-
-    // Fills in what is missing, given the rest: out (variables)
-    template <class Real>
-    void complete(const Sample& s, Real* out, Draws& u, Stream& values) const {
-        complete(root_, scope_.data(), s, all(s), out, u, values);
-    }
-
-    double log_joint() const { return log_joint(root_); }
     int64_t used() const { return 1 + used(root_); }
 
   private:
+    friend class Moves;
+    friend class Predictions;
+
     const uint64_t seed_;
     const double mass_;
     const uint8_t* const family_;
@@ -198,7 +105,6 @@ class Implicit {
     std::vector<int32_t> scope_;       // of the root
     std::vector<int64_t> choices_of_;  // by how many variables a sum is over: sums of an induced tree from it on
     Sum root_;
-    std::vector<int64_t> kept_, fresh_;
 
     double each() const { return mass_ / double(children); }
     double unused(const Sum& s) const { return each() * double(children - int64_t(s.used.size())); }
@@ -363,169 +269,6 @@ class Implicit {
         }
         out *= leaves(p, x, in);
         return out;
-    }
-
-    // A tree below a product drawn from the counts alone: its choices, and the sample's likelihood there.
-    Scaled propose(const Product& p, const Sample& x, Span rare, int32_t from, int64_t*& to, Draws& u) const {
-        return over(p, x, rare, from, [&](const Sum& s, Span some) {
-            if (const Child* c = pick(s, u)) {
-                *to++ = c->number;
-                return propose(*c->product, x, some, s.first, to, u);
-            }
-            to = std::fill_n(to, s.choices, open);
-            return untouched(s, x, some);
-        });
-    }
-
-    // The likelihood of the tree that these choices make below a product.
-    Scaled given(const Product& p, const Sample& x, Span rare, int32_t from, const int64_t*& row) const {
-        return over(p, x, rare, from, [&](const Sum& s, Span some) {
-            const auto c = find(s, *row);
-            if (c == s.used.end() || c->number != *row) {
-                row += s.choices;
-                return untouched(s, x, some);
-            }
-            ++row;
-            return given(*c->product, x, some, s.first, row);
-        });
-    }
-
-    // Returns the choices after those of the sum.
-    int64_t* move(const Sum& s, const Sample& x, Span rare, int64_t* row, Draws& u) {
-        const int64_t here = *row;
-        const bool some = candidates > 0 && int64_t(s.used.size()) > candidates;
-        const Child* chosen = nullptr;
-        Scaled sum = untouched(s, x, rare);
-        sum *= unused(s);
-        // One more tree below child c, or below all that are not used: it takes the place of the one kept so far with
-        // its share of the sum so far.
-        const auto consider = [&](const Child* c, Scaled part) {
-            sum += part;
-            if (!(u() < ratio(part, sum))) return;
-            chosen = c;
-            std::swap(fresh_, kept_);
-        };
-        const auto below = [&](const Child& c) {
-            int64_t* to = fresh_.data();
-            return propose(*c.product, x, rare, s.first, to, u);
-        };
-        const auto current = [&](const Child& c) {
-            const int64_t* at = row + 1;
-            std::copy_n(at, s.choices - 1, fresh_.data());
-            return given(*c.product, x, rare, s.first, at);
-        };
-        if (some) {  // trees from the counts, the choice at the sum too: their likelihoods decide
-            const auto c = find(s, here);
-            const bool known = c != s.used.end() && c->number == here;
-            sum = known ? current(*c) : untouched(s, x, rare);
-            chosen = known ? &*c : nullptr;
-            std::swap(fresh_, kept_);
-            for (int64_t i = 1; i < candidates; ++i) {
-                const Child* drawn = pick(s, u);
-                consider(drawn, drawn ? below(*drawn) : untouched(s, x, rare));
-            }
-        } else {
-            for (const Child& c : s.used) {
-                Scaled part = c.number == here ? current(c) : below(c);
-                part *= each() + double(c.count);
-                consider(&c, part);
-            }
-        }
-        if (!chosen) return std::fill_n(row, s.choices, open);
-        *row = chosen->number;
-        std::copy_n(kept_.data(), s.choices - 1, ++row);
-        const Product& p = *chosen->product;
-        Inside in(p, rare.begin, rare.end, s.first);
-        for (const Sum& part : p.sums) {
-            const Rare* end = in.until(part.first + part.size);
-            row = move(part, x, {in.begin, end}, row, u);
-            in.begin = end;
-        }
-        return row;
-    }
-
-    Scaled value(const Product& p, const Sample& x, Span rare, int32_t from) const {
-        return over(p, x, rare, from, [&](const Sum& s, Span some) { return value(s, x, some); });
-    }
-
-    Scaled value(const Sum& s, const Sample& x, Span rare) const {
-        Scaled out = untouched(s, x, rare);
-        out *= unused(s);
-        for (const Child& c : s.used) {
-            Scaled part = value(*c.product, x, rare, s.first);
-            part *= each() + double(c.count);
-            out += part;
-        }
-        out *= 1 / (mass_ + double(s.total));
-        return out;
-    }
-
-    template <class Real>
-    void complete(const Sum& s, const int32_t* scope, const Sample& x, Span rare, Real* out, Draws& u,
-                  Stream& values) const {
-        Scaled sum = untouched(s, x, rare);
-        sum *= unused(s);
-        const Product* chosen = nullptr;
-        for (const Child& c : s.used) {
-            Scaled part = value(*c.product, x, rare, s.first);
-            part *= each() + double(c.count);
-            sum += part;
-            if (u() < ratio(part, sum)) chosen = c.product.get();
-        }
-        if (!chosen) {
-            const int64_t nothing[4] = {};
-            for (int32_t i = 0; i < s.size; ++i) draw_value(scope[i], x, nullptr, nothing, out, values);
-            return;
-        }
-        const Product& p = *chosen;
-        Inside in(p, rare.begin, rare.end, s.first);
-        for (const Sum& part : p.sums) {
-            const Rare* end = in.until(part.first + part.size);
-            complete(part, p.scope.data() + part.first, x, {in.begin, end}, out, u, values);
-            in.begin = end;
-        }
-        for (size_t i = 0; i < p.at.size(); ++i)
-            draw_value(p.scope[first_leaf(p) + i], x, p.chance.data() + p.at[i] + i, p.seen.data() + p.at[i], out,
-                       values);
-    }
-
-    // From a leaf's predictive: of a table, its chances, or the prior's without any.
-    template <class Real>
-    void draw_value(int32_t v, const Sample& x, const double* chance, const int64_t* seen, Real* out,
-                    Stream& values) const {
-        if (x.x[v] == x.x[v]) return;
-        const double* prior = prior_ + prior_at_[v];
-        if (family_[v] == table) {
-            double rest = values.uniform();
-            int64_t c = 0;
-            for (; c + 1 < width_[v]; ++c)
-                if ((rest -= chance ? chance[c] : prior[c] / prior_mass_[v]) < 0) break;
-            out[v] = Real(c);
-        } else {
-            double curve[4];
-            predict_leaf(family_[v], prior, seen, width_[v], quantum_[v], curve);
-            out[v] = Real(value_draw(uint8_t(family_[v] + 3), curve, values));  // of the predictive: see graph.h
-        }
-    }
-
-    double log_joint(const Sum& s) const {
-        double out = rising(mass_, -double(s.total));
-        for (const Child& c : s.used) {
-            out += rising(each(), double(c.count));
-            const Product& p = *c.product;
-            for (size_t i = 0; i < p.at.size(); ++i) {
-                const int32_t v = p.scope[first_leaf(p) + i];
-                out += log_evidence(family_[v], prior_ + prior_at_[v], p.seen.data() + p.at[i], width_[v], quantum_[v]);
-            }
-            for (const Sum& below : p.sums) out += log_joint(below);
-        }
-        return out;
-    }
-    // log Gamma(a + n) - log Gamma(a), or its negative for -n
-    static double rising(double a, double n) {
-        int sign;
-        const double size = ::lgamma_r(a + std::abs(n), &sign) - ::lgamma_r(a, &sign);
-        return n < 0 ? -size : size;
     }
 
     int64_t used(const Sum& s) const {

@@ -25,6 +25,14 @@ inline Real log_density(uint8_t family, const Real* p, Real x) {
     }
 }
 
+// Of leaf parameters p of a column.
+template <class Real>
+inline Real log_density(const Graph& g, int64_t v, const Real* p, Real x) {
+    if (g.family[v] == own) [[unlikely]]
+        return x == x ? Real(g.owns[v].log_value(p, double(x))) : Real(0);
+    return log_density(g.family[v], p, x);
+}
+
 // Adds `times` observations of x to a leaf's statistics, all of them integers, so that no order shows in the sum:
 // a table's counts; otherwise the number, the sum and the sum of squares (in two words) of x in quanta.
 template <class Real>
@@ -39,6 +47,15 @@ inline void observe(uint8_t family, int64_t* statistics, Real x, double quantum,
     statistics[1] += times * q;
     statistics[2] += times * (square & mask);
     statistics[3] += times * (square >> 30);
+}
+
+template <class Real>
+inline void observe(const Graph& g, int64_t v, int64_t* statistics, Real x, int64_t times) {
+    if (g.family[v] == own) [[unlikely]] {
+        if (x == x) g.owns[v].observe(statistics, double(x), times);
+        return;
+    }
+    observe(g.family[v], statistics, x, g.quantum[v], times);
 }
 
 // The number, the sum and the sum of squares of what a leaf has observed.

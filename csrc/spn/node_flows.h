@@ -49,7 +49,7 @@ class NodeFlows {
     const Nodes<F>& nodes_;
     const Graph& g_;
     std::vector<F> flow_;
-    std::vector<double> weights_, leaves_;
+    std::vector<double> weights_, leaves_, parts_;
 
     void sum_flow(int64_t i, const Scratch& s, const F* flow) {
         const F* value = s.values.data() + i * B;
@@ -82,6 +82,12 @@ class NodeFlows {
             if (seen != seen || flow[b] == 0) continue;
             if (family == table) {
                 leaves_[at + int64_t(seen)] += double(flow[b]);
+                continue;
+            }
+            if (family == own) {
+                parts_.resize(g_.width[v]);
+                g_.owns[v].derivatives(nodes_.leaves + at, double(seen), parts_.data());
+                for (int64_t c = 0; c < g_.width[v]; ++c) leaves_[at + c] += double(flow[b]) * parts_[c];
                 continue;
             }
             double d[4];

@@ -46,8 +46,8 @@ struct LeafPack {
     std::vector<F> log;     // binary variables: (outputs, 2 * variables), log p of 0 and 1 in turn
     std::vector<F> linear;  // a single table variable: (categories, outputs) in [1, 2) times 2^shift
     std::vector<int32_t> shift;
-    std::vector<int> binary, tables, curves;  // positions in the term, by what the column is
-    std::vector<F> by_value;                  // tables: log p, (categories, outputs) each
+    std::vector<int> binary, tables, curves, owns;  // positions in the term, by what the column is
+    std::vector<F> by_value;                        // tables: log p, (categories, outputs) each
     std::vector<int64_t> by_value_first;
     std::vector<F> curve;  // (4, outputs) each
 };
@@ -147,12 +147,16 @@ class Panels {
         LeafPack<F> p;
         for (size_t i = 0; i < t.over.size(); ++i) {
             const int v = t.over[i].first;
-            (g.family[v] != table ? p.curves : g.width[v] == 2 ? p.binary : p.tables).push_back(int(i));
+            (g.family[v] == own     ? p.owns
+             : g.family[v] != table ? p.curves
+             : g.width[v] == 2      ? p.binary
+                                    : p.tables)
+                .push_back(int(i));
         }
         const int K = r.outputs;
         const auto parameters = [&](int i) { return leaves + g.leaf_first[t.over[i].second]; };
         const auto finite = [](F l) { return l > F(impossible) ? l : F(impossible); };
-        if (t.over.size() == 1 && p.curves.empty()) {
+        if (t.over.size() == 1 && p.curves.empty() && p.owns.empty()) {
             const int64_t C = g.width[t.over[0].first];
             p.linear.resize(C * K);
             p.shift.resize(C);
@@ -345,6 +349,7 @@ class Panels {
                     out[k * B + b] += here[b] * (c[k] + c[K + k] * there[b] + c[2 * K + k] * away * away);
                 }
         }
+        for (int i : p.owns) own_leaves(K, t.over[i], column(i), out);
         F most[B], shift[B];
         largest(K, out, most);
         for (int b = 0; b < B; ++b) {
@@ -358,6 +363,18 @@ class Panels {
                 // power * log 2 in two parts, the first without rounding
                 out[k * B + b] = exp((l - shift[b] * F(0.693359375)) - shift[b] * F(-2.12194440054690583e-4));
             }
+    }
+
+    void own_leaves(int K, const std::pair<int, int64_t>& over, const F* x, F* out) const {
+        const auto& [v, leaf] = over;
+        const Own& o = g.owns[v];
+        for (int b = 0; b < B; ++b) {
+            if (x[b] != x[b]) continue;
+            double s[Own::most];
+            o.statistics(double(x[b]), s);
+            for (int k = 0; k < K; ++k)
+                out[k * B + b] += F(std::max(impossible, o.mixed(leaves + g.leaf_first[leaf + k], s)));
+        }
     }
 };
 

@@ -77,8 +77,8 @@ void sweep(const std::vector<Strided>& graph, const Strided& X, const Strided& t
                         mine.some[node] = 0;
                         if (g.kind[node] == leaf) {
                             const int32_t v = g.variable[node];
-                            observe(g.family[v], mine.leaves.data() + g.leaf_first[g.leaf_of[node]],
-                                    x[row * g.variables + v], g.quantum[v], here);
+                            observe(g, v, mine.leaves.data() + g.leaf_first[g.leaf_of[node]], x[row * g.variables + v],
+                                    here);
                         } else if (g.kind[node] == product) {
                             for (int64_t e = g.first[node]; e < g.first[node + 1]; ++e) reach(g.child[e], here);
                         } else {
@@ -150,6 +150,19 @@ class Uniforms {
     }
 };
 
+// Throws where a value is missing that nobody can tell.
+template <class F>
+void check_there(const Graph& g, const F* x, int64_t rows, bool maximise) {
+    for (int64_t v = 0; v < g.variables; ++v) {
+        if (g.family[v] != own || (!maximise && g.owns[v].quantile)) continue;
+        for (int64_t n = 0; n < rows; ++n)
+            if (x[n * g.variables + v] != x[n * g.variables + v])
+                throw py::value_error("X[" + std::to_string(n) + ", " + std::to_string(v) +
+                                      "] must be there, as its density has no " +
+                                      (maximise ? "mode that is known" : "quantile") + ", got nan");
+    }
+}
+
 // Fills what is missing in X: by a draw given what is there, or by the most probable values.
 void complete(const std::vector<Strided>& graph, const Strided& X, const Strided& weights, const Strided& leaves,
               bool maximise, uint64_t seed, uint64_t what, uint64_t what_values, int64_t first_row) {
@@ -158,6 +171,7 @@ void complete(const std::vector<Strided>& graph, const Strided& X, const Strided
     with_floats(weights, [&]<class F>(F) {
         F* x = data<F>(X, "X", {rows, g.variables});
         check_values(g, static_cast<const F*>(x), rows, false);
+        check_there(g, x, rows, maximise);
         const Nodes<F> nodes(g, data<const F>(weights, "weights", {g.weights}),
                              data<const F>(leaves, "leaves", {g.parameters}), maximise);
         int64_t widest = 1;
@@ -208,7 +222,8 @@ void complete(const std::vector<Strided>& graph, const Strided& X, const Strided
                                 row[v] = F(choose(odds.of_codes.data() + at, g.width[v], mine.uniforms[v]));
                             } else {
                                 Stream stream(seed, what_values, name | uint64_t(v));
-                                row[v] = F(value_draw(g.family[v], nodes.leaves + at, stream));
+                                row[v] = F(g.family[v] == own ? value_draw(g.owns[v], nodes.leaves + at, stream)
+                                                              : value_draw(g.family[v], nodes.leaves + at, stream));
                             }
                         } else if (g.kind[node] == product) {
                             mine.stack.insert(mine.stack.end(), child, child + g.children(node));

@@ -125,7 +125,7 @@ class Nodes {
             else if (family == table)
                 value[b] = value_[at + int64_t(seen)], exponent[b] = shift_[at + int64_t(seen)];
             else
-                split(double(log_density(family, leaves + at, seen)) - shared, value[b], exponent[b]);
+                split(double(log_density(g, v, leaves + at, seen)) - shared, value[b], exponent[b]);
         }
     }
 

@@ -59,4 +59,11 @@ double value_draw(uint8_t family, const F* p, Stream& stream) {
     }
 }
 
+// A value of a leaf whose density is the user's own.
+template <class F>
+double value_draw(const Own& o, const F* log_share, Stream& stream) {
+    const int64_t candidate = o.choose(log_share, stream.uniform());
+    return o.quantile(stream.uniform(), o.parameters + candidate * o.each);
+}
+
 }  // namespace pyfast::spn

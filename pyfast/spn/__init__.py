@@ -2,6 +2,7 @@
 
 from pyfast.spn._bayes import BayesSPN, Diagnostics
 from pyfast.spn._columns import Columns
+from pyfast.spn._density import Density
 from pyfast.spn._em import EM
 from pyfast.spn._fit import Categorical
 from pyfast.spn._hclt import chow_liu, hclt
@@ -20,6 +21,7 @@ __all__ = [
     "BayesSPN",
     "Categorical",
     "Columns",
+    "Density",
     "Diagnostics",
     "ImplicitTree",
     "Leaves",

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,10 +17,11 @@ from pyfast.spn import _scikit
 from pyfast.spn._chain import Chain, Plan, State
 from pyfast.spn._columns import Columns
 from pyfast.spn._diagnostics import effective_size, plot, split_r_hat
-from pyfast.spn._fit import Categorical
-from pyfast.spn._hyper import Hyper, uniforms
-from pyfast.spn._network import PARAMETERS, SAMPLE_STATE, Counts, Law, Network, Parameters, purpose
+from pyfast.spn._fit import Kind
+from pyfast.spn._hyper import Hyper
+from pyfast.spn._network import Counts, Law, Network
 from pyfast.spn._planner import structure_for, sweeps_for, warm_for
+from pyfast.spn._posterior import Posterior
 from pyfast.spn._rows import unique_rows
 from pyfast.spn._structure import Structure
 
@@ -58,8 +59,9 @@ class BayesSPN:
         hidden: states per hidden variable of "hclt", or components per region of "rat"; None chooses by the size of the
             table.
         sweeps: Gibbs sweeps of each chain; None chooses by the size of the table.
-        warm: iterations of expectation maximisation before the first block sweep, for chains may begin anywhere; None
-            chooses by the size of the table. On hidden trees they begin at a clustering of the rows.
+        warm: passes of expectation maximisation, some hundred rows a step, before the first block sweep, for chains may
+            begin anywhere; None chooses by the size of the table. On hidden trees they begin at a clustering of the
+            rows.
         burn: share of the sweeps that are thrown away, in [0, 1).
         chains: independent chains.
         states: number of states kept, over all chains.
@@ -105,7 +107,7 @@ class BayesSPN:
     def __init__(
         self,
         structure: Structure | Literal["hclt", "rat", "tree"] = "hclt",
-        columns: str | Categorical | Sequence[str | Categorical] = "auto",
+        columns: Kind | Sequence[Kind] = "auto",
         hidden: int | None = None,
         sweeps: int | None = None,
         warm: int | None = None,
@@ -168,7 +170,8 @@ class BayesSPN:
     def fit(self, X: Any, y: None = None, X_test: Any = None, group: Any = None) -> "BayesSPN":
         """Sample the posterior given a table.
 
-        Ctrl-C stops the chains; what was sampled until then is kept, with a warning.
+        Ctrl-C stops the chains; what was sampled until then is kept, with a warning: before the first sweep, what was
+        expected of one.
 
         Args:
             X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing.
@@ -266,6 +269,7 @@ class BayesSPN:
     def _continue(self, sweeps: int, test: Tensor | None, group: Any) -> None:
         """Keeps every 1st, 2nd, 4th, ... sweep, so that which ones does not depend on when the chains were paused."""
         most = 2 * math.ceil(self.states / len(self._chains) / (1 - self.burn))
+        self._kept = [s for s in self._kept if s.sweep]  # without what a chain expected before it was stopped
         bar = _progress(sweeps) if self.progress else None
         try:
             with _ranks.stopping_together(group) as stop:
@@ -285,7 +289,13 @@ class BayesSPN:
         except KeyboardInterrupt:
             done = min(c.sweeps for c in self._chains)
             if done == 0:
-                raise
+                states = [c.state() if c.sweeps else c.warm_state() for c in self._chains]
+                self._kept = [s for s in states if s is not None]
+                if not self._kept:
+                    raise
+                self.states_, self._burned = self._kept, 0
+                warnings.warn("stopped before the first sweep; what was learned until then is kept", stacklevel=3)
+                return
             warnings.warn(f"stopped after {done} sweeps; what was sampled is kept", stacklevel=3)
         self._burned = self._burn_in(min(c.sweeps for c in self._chains))
         self.states_ = [s for s in self._kept if s.sweep > self._burned] or [c.state() for c in self._chains]
@@ -303,7 +313,7 @@ class BayesSPN:
         said = {"log joint a row": f"{self._chains[-1].log_joint / self.num_rows_:.3f}"}
         if test is not None and self._kept:
             recent = self._kept[-1]
-            score = self._network.log_prob(test, self._predictive(recent)) + self.columns_.log_base(test)
+            score = self._answers_of([recent]).log_prob(test) + self.columns_.log_base(test)
             said["test"] = f"{float(score.mean()):.3f}"
         bar.set_postfix(said)
         bar.update()
@@ -338,15 +348,7 @@ class BayesSPN:
         if not 0 < level < 1:
             raise ValueError(f"level must be in (0, 1), got {level}")
         rows = self._encode(X)
-        found = [
-            self._network.log_prob(
-                rows, self._network.draw(*self._posterior(state), self.seed, purpose(PARAMETERS, 0xFFFF, 4 * i + j))
-            )
-            for i, state in enumerate(self.states_)
-            for j in range(4)
-        ]
-        edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        return torch.stack(found).quantile(edges, 0).T + self.columns_.log_base(rows)[:, None]
+        return self._answers().credible_interval(rows, level) + self.columns_.log_base(rows)[:, None]
 
     def conditional(self, X: Any, given: Any) -> Tensor:
         """Log density of the values of ``X`` given those of ``given``, row by row.
@@ -398,16 +400,7 @@ class BayesSPN:
             rows = torch.full((n, self._fitted().n_features_in_), math.nan)
         else:
             rows = self._encode(evidence)
-        # which state a row is drawn from: given what is known of it, in proportion to what each state says of that
-        known = torch.stack([self._network.log_prob(rows, p) for p in self._predictives()], 1)
-        gumbel = -(-uniforms(seed, purpose(SAMPLE_STATE), known.numel(), 1).view(known.shape).log()).log()
-        state = (known + gumbel).argmax(1)
-        out = rows.clone()
-        for i, parameters in enumerate(self._predictives()):
-            here = torch.nonzero(state == i).flatten()
-            if len(here):
-                out[here] = self._network.complete(rows[here], parameters, seed, i, 0, False).float()
-        return self.columns_.decode(out)
+        return self.columns_.decode(self._answers().sample(rows, seed))
 
     def mpe(self, X: Any) -> Any:
         """The most probable completion of each row and its latent choices, in the best of the kept states.
@@ -422,14 +415,7 @@ class BayesSPN:
             ValueError: if a value does not suit its column.
         """
         rows = self._encode(X)
-        predictives = list(self._predictives())
-        best = torch.stack([self._network.log_prob(rows, p) for p in predictives], 1).argmax(1)
-        out = rows.clone()
-        for i, parameters in enumerate(predictives):
-            here = torch.nonzero(best == i).flatten()
-            if len(here):
-                out[here] = self._network.complete(rows[here], parameters, 0, 0, 0, True).float()
-        return self.columns_.decode(out)
+        return self.columns_.decode(self._answers().mpe(rows))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the data to a file, for :meth:`load`; a resumed chain goes on bit by bit.
@@ -487,7 +473,7 @@ class BayesSPN:
         done = min(int(c["sweeps"]) for c in file["chains"])
         model._until = file["until"]
         model._burned = model._burn_in(done)
-        model.states_ = [s for s in model._kept if s.sweep > model._burned]
+        model.states_ = [s for s in model._kept if s.sweep > model._burned] or model._kept
         return model
 
     def predictive_parameters(self, index: int) -> tuple[Tensor, Tensor]:
@@ -503,7 +489,7 @@ class BayesSPN:
         Raises:
             IndexError: if there is no such state.
         """
-        weights, leaves, _ = self._predictive(self._fitted().states_[index])
+        weights, leaves, _ = self._answers().predictive(self.states_[index])
         return weights, leaves
 
     def diagnostics(self) -> Diagnostics:
@@ -532,8 +518,10 @@ class BayesSPN:
             The matplotlib figure (needs the extra "plot"); the sweeps that were thrown away are shaded.
 
         Raises:
-            ValueError: if there was no fit.
+            ValueError: if there was no fit, or no sweep of one.
         """
+        if not min(len(t) for t in self._fitted()._trace):
+            raise ValueError("fit must make a sweep before there is something to plot, got none")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the figure shows it
             found = self.diagnostics()
@@ -547,24 +535,14 @@ class BayesSPN:
     def _encode(self, X: Any) -> Tensor:
         return self._fitted().columns_.encode(X)
 
-    def _posterior(self, state: State) -> tuple[Counts, Law]:
-        """The statistics of a kept state, and what its parameters were drawn from before them."""
-        law = self._network.law(state.mass, self._hyper.prior(state.kappa))
-        return Counts(state.weight_counts.long(), state.leaf_counts), law
+    def _answers(self) -> Posterior:
+        return self._answers_of(self._fitted().states_)
 
-    def _predictive(self, state: State) -> Parameters:
-        return self._network.predict(*self._posterior(state))
-
-    def _predictives(self) -> Iterator[Parameters]:
-        return map(self._predictive, self.states_)
+    def _answers_of(self, states: list[State]) -> Posterior:
+        return Posterior(self._network, self._hyper, states, self.seed)
 
     def _log_prob(self, rows: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for parameters in self._predictives():
-            now = self._network.log_prob(rows, parameters)
-            total = now if total is None else torch.logaddexp(total, now)
-        assert total is not None
-        return total - math.log(len(self.states_)) + self.columns_.log_base(rows)
+        return self._answers().log_prob(rows) + self.columns_.log_base(rows)
 
     def _check(self) -> None:
         if self.kernel not in _KERNELS:

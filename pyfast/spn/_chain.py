@@ -8,10 +8,23 @@ from torch import Tensor
 from pyfast import _C, _ranks
 from pyfast.spn._columns import Columns
 from pyfast.spn._hyper import Hyper
-from pyfast.spn._network import CHOICES, HYPER, ORDER, PARAMETERS, START, Counts, Law, Network, Parameters, purpose
+from pyfast.spn._network import (
+    CHOICES,
+    HYPER,
+    ORDER,
+    PARAMETERS,
+    START,
+    WARM,
+    Counts,
+    Law,
+    Network,
+    Parameters,
+    purpose,
+)
+from pyfast.spn._parameters import opened
 from pyfast.spn._rows import UniqueRows
 from pyfast.spn._start import clustered
-from pyfast.spn._update import Update
+from pyfast.spn._update import Stepwise, Update
 
 _SAMPLES = 1 << 27  # samples times variables times height in one call, so that Ctrl-C need not wait long
 
@@ -61,6 +74,7 @@ class Chain:
         self.sweeps = 0
         self.counts = network.no_counts()
         self.log_joint = 0.0  # of data and choices after the last sweep
+        self._warm: tuple[Update, Stepwise] | None = None  # while it has not swept
         self._by_tree = plan.collapsed or plan.kernel != "block"
         if self._by_tree:
             self._samples = rows.rows[rows.inverse].contiguous()
@@ -131,10 +145,19 @@ class Chain:
         counts = clustered(self._network, self._rows, self._seed, what)
         drawn = self._uneven(what) if counts is None else self._network.draw(counts, law, self._seed, what)
         if self._plan.warm:
+            drawn = opened(self._network, self._network.no_counts() if counts is None else counts, law, drawn)
             update = Update(self._network, self._columns, 1.0)
+            self._warm = update, Stepwise(update, self._rows, self._seed, self._what(WARM))
             for _ in range(self._plan.warm):
-                drawn = update(drawn, self._rows.rows, self._rows.multiplicity.double())
+                drawn = self._warm[1].over_all_rows(drawn)
         return drawn
+
+    def warm_state(self) -> State | None:
+        """Of a chain that was stopped before its first sweep: what it expects of one, if it came so far."""
+        if self.sweeps or self._warm is None or not len(self._warm[1].seen.weights):
+            return None
+        weights, leaves = self._warm[0].counts(self._warm[1].seen)
+        return State(self._index, 0, weights.int(), leaves, self.hyper.mass.clone(), self.hyper.kappa.clone())
 
     def _uneven(self, what: int) -> Parameters:
         """Uneven weights, and tables between the data's frequencies and chance."""

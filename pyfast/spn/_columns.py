@@ -11,15 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyfast.spn._density import Density
 from pyfast.spn._fit import (
     EXPONENTIAL,
     GAUSSIAN,
     MOST_POISSON,
     NAME,
+    OWN,
     POISSON,
     TABLE,
-    Categorical,
+    Kind,
     check_numbers,
+    check_own,
     codes,
     fit,
     fit_bits,
@@ -40,17 +43,19 @@ class Columns:
     are standardised, exponential ones divided by their mean, Poisson ones left as they are. NaN is a missing value.
 
     Args:
-        family: (D,), uint8: 0 table, 1 Gaussian, 2 Poisson, 3 exponential.
-        width: (D,), int64: numbers per leaf: a table's categories, 4 for the others.
+        family: (D,), uint8: 0 table, 1 Gaussian, 2 Poisson, 3 exponential, 7 a :class:`Density`.
+        width: (D,), int64: numbers per leaf: a table's categories, at least a Density's candidates, 4 for the others.
         shift: (D,), float64: encoded = (value - shift) / scale.
         scale: (D,), float64.
         quantum: (D,), float64: leaves count values in units of 1 / quantum, a power of two.
         summary: (sum of width,), float64, of the training data: a table's numbers of each category; otherwise the
-            number of values, and their mean, variance and largest absolute value as encoded.
+            number of values, and their mean, variance and largest absolute value as encoded; of a Density, the prior.
         categories: per column the values that the codes stand for, None where it is no table.
         names: per column.
         form: "numpy", "torch" or "pandas": the table that :meth:`decode` makes.
         dtypes: per column, of that table.
+        densities: per column, None where it is no :class:`Density`.
+        quanta: per column, of a Density's statistics.
 
     Example:
         >>> import torch, pyfast
@@ -74,6 +79,8 @@ class Columns:
     names: tuple[str, ...]
     form: str
     dtypes: tuple[str, ...]
+    densities: tuple[Density | None, ...]
+    quanta: tuple[tuple[float, ...], ...]
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -88,17 +95,19 @@ class Columns:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Columns):
             return NotImplemented
-        mine, its = self.state_dict(), other.state_dict()
-        return all(torch.equal(mine[name], its[name]) for name in mine)
+        mine, its = self._state(), other._state()
+        return self.densities == other.densities and all(torch.equal(mine[name], its[name]) for name in mine)
 
     def _kind(self, column: int) -> str:
+        if self.family[column] == OWN:
+            return "density"
         if self.categories[column] is None:
             return NAME[int(self.family[column])]
         return "bernoulli" if self.categories[column] == (0.0, 1.0) else "categorical"
 
     @classmethod
     def fit_encoding(
-        cls, X: Any, kinds: str | Categorical | Sequence[str | Categorical] = "auto", names: Sequence[str] | None = None
+        cls, X: Any, kinds: Kind | Sequence[Kind] = "auto", names: Sequence[str] | None = None
     ) -> "Columns":
         """Find out from training data how their columns are encoded.
 
@@ -107,9 +116,9 @@ class Columns:
                 are missing. N may be 0.
             kinds: for all columns or one for each: "bernoulli" (0 and 1), "categorical" (the values found, or those
                 that pandas declares), ``Categorical(n)`` (the codes below n), "gaussian", "poisson" (integers from 0
-                on), "exponential" (not negative), or "auto": strings are categorical, zeros and ones Bernoulli, up to
-                16 different whole numbers categorical, other whole numbers from 0 on with a mean below 100 Poisson, all
-                else Gaussian.
+                on), "exponential" (not negative), a :class:`Density` of one's own, or "auto": strings are categorical,
+                zeros and ones Bernoulli, up to 16 different whole numbers categorical, other whole numbers from 0 on
+                with a mean below 100 Poisson, all else Gaussian.
             names: of the columns, for messages; by default those of a DataFrame or their numbers.
 
         Returns:
@@ -123,7 +132,7 @@ class Columns:
         """
         table = Table(X, names)
         d = table.shape[1]
-        asked = [kinds] * d if isinstance(kinds, str | Categorical) else list(kinds)
+        asked = [kinds] * d if isinstance(kinds, Kind) else list(kinds)
         if len(asked) != d or len(table.names) != d:
             raise ValueError(
                 f"kinds and names must be one for each of {d} columns, got {len(asked)} and {len(table.names)}"
@@ -141,6 +150,8 @@ class Columns:
             names=tuple(table.names),
             form=table.form,
             dtypes=tuple(table.dtypes),
+            densities=tuple(f.density for f in fits),
+            quanta=tuple(f.quanta for f in fits),
         )
 
     def encode(self, X: Any, dtype: torch.dtype = torch.float32, training: bool = False) -> Tensor:
@@ -178,9 +189,19 @@ class Columns:
                 out[:, j] = code
             bad = np.isinf(out[:, j])
             if training:
-                bad |= np.abs(code) * float(self.quantum[j]) >= _COUNTABLE
+                bad |= self._too_far(j, code)
             refuse(bad, x, table, j, "within four times the range of the data fitted" if training else "in reach")
         return torch.from_numpy(out)
+
+    def _too_far(self, j: int, code: Column) -> "NDArray[np.bool_]":
+        """Which values leaves cannot count."""
+        density = self.densities[j]
+        if density is None:
+            return np.asarray(np.abs(code) * float(self.quantum[j]) >= _COUNTABLE)
+        there = np.flatnonzero(~np.isnan(code))
+        out = np.zeros(len(code), bool)
+        out[there] = (np.abs(density.statistics(code[there])) * self.quanta[j] >= _COUNTABLE).any(1)
+        return out
 
     def _all_plain(self, table: Table) -> bool:
         """Whether all values are codes or counts as they stand: then they are looked at all at once."""
@@ -200,7 +221,10 @@ class Columns:
         categories = self.categories[j]
         if categories is not None:
             return codes(x, categories, table, j)
-        check_numbers(x, table, j, NAME[int(self.family[j])])
+        density = self.densities[j]
+        check_numbers(x, table, j, "Density" if density else NAME[int(self.family[j])])
+        if density:
+            check_own(x, density, table, j)
         return standard(x, float(self.shift[j]), float(self.scale[j]))
 
     def decode(self, rows: Tensor) -> "NDArray[Any] | Tensor | Any":
@@ -234,7 +258,7 @@ class Columns:
             text = any(isinstance(c, str) for c in categories)
             values = np.array([*categories, None if text else math.nan], dtype=object if text else np.float64)
             columns.append(values[code.astype(np.int64)])
-        real = (self.family == GAUSSIAN) | (self.family == EXPONENTIAL)
+        real = (self.family == GAUSSIAN) | (self.family == EXPONENTIAL) | (self.family == OWN)
         dtypes = [
             dtype if "float" in dtype.lower() or not r else "float64"
             for dtype, r in zip(self.dtypes, real.tolist(), strict=True)
@@ -259,7 +283,7 @@ class Columns:
         if rows.dim() != 2 or rows.shape[1] != len(self):
             raise ValueError(f"rows must have shape (N, {len(self)}), got {tuple(rows.shape)}")
         out = torch.zeros(len(rows), dtype=torch.float64)
-        for j in torch.nonzero(self.family != TABLE).flatten().tolist():
+        for j in torch.nonzero((self.family != TABLE) & (self.family != OWN)).flatten().tolist():
             x = rows[:, j].detach().cpu().double()
             if self.family[j] == POISSON:
                 out -= torch.lgamma(x + 1).nan_to_num(nan=0.0)
@@ -277,7 +301,8 @@ class Columns:
             (sum of width,), float64, and (D,), int64, where each column's begins. Tables: Dirichlet, ``kappa`` times
             the smoothed frequencies. Gaussian: the normal-inverse-gamma ``m, kappa / 4, 2, variance / 2``, m the mean:
             components are expected to have half of the column's variance. Poisson: Gamma ``shape, rate, 0, 0`` with the
-            column's mean and overdispersion, but of rate at most ``kappa``. Exponential: Gamma ``2, mean, 0, 0``.
+            column's mean and overdispersion, but of rate at most ``kappa``. Exponential: Gamma ``2, mean, 0, 0``. A
+            Density: the log probability of each candidate.
 
         Raises:
             ValueError: if ``kappa`` is not positive and finite.
@@ -289,9 +314,11 @@ class Columns:
         columns = zip(first.tolist(), self.width.tolist(), self.family.tolist(), strict=True)
         for start, width, family in columns:
             data = self.summary[start : start + width]
-            n, mean, variance = data[:3].tolist() if family != TABLE else (0.0, 0.0, 0.0)
+            n, mean, variance = data[:3].tolist() if family not in (TABLE, OWN) else (0.0, 0.0, 0.0)
             if family == TABLE:
                 out[start : start + width] = kappa * (data + 1 / width) / (data.sum() + 1)
+            elif family == OWN:
+                out[start : start + width] = data.log()
             elif family == GAUSSIAN:
                 out[start : start + 4] = torch.tensor([mean, kappa / 4, 2.0, (variance if variance > 0 else 1.0) / 2])
             elif family == POISSON:
@@ -316,8 +343,18 @@ class Columns:
         return structure.variable[structure.kind == 0].long()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, as tensors; :meth:`from_state_dict` takes it back."""
-        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Everything, as tensors; :meth:`from_state_dict` takes it back.
+
+        Raises:
+            ValueError: if there is a :class:`Density`, which is code.
+        """
+        if (self.family == OWN).any():
+            j = int((self.family == OWN).int().argmax())
+            raise ValueError(f"columns must be without Density to become tensors, got one in column {self.names[j]!r}")
+        return self._state()
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("densities", "quanta")}
         text = json.dumps({name: x for name, x in state.items() if not isinstance(x, Tensor)})
         label = torch.tensor(list(text.encode()), dtype=torch.uint8)
         return {name: x for name, x in state.items() if isinstance(x, Tensor)} | {"labels": label}
@@ -335,10 +372,12 @@ class Columns:
         """
         labels = json.loads(bytes(state["labels"].tolist()).decode())
         categories = tuple(None if c is None else tuple(c) for c in labels["categories"])
-        tensors = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        tensors: dict[str, Any] = {f.name: state[f.name] for f in fields(cls) if f.name in state}
         made = cls(
             **tensors,
             categories=categories,
+            densities=(None,) * len(categories),
+            quanta=((),) * len(categories),
             names=tuple(labels["names"]),
             form=str(labels["form"]),
             dtypes=tuple(labels["dtypes"]),

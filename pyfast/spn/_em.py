@@ -12,10 +12,10 @@ from torch import Tensor
 from pyfast import _ranks
 from pyfast.spn import _scikit
 from pyfast.spn._columns import Columns
-from pyfast.spn._fit import Categorical
+from pyfast.spn._fit import Kind
 from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import START, Network, Parameters, purpose
-from pyfast.spn._parameters import start
+from pyfast.spn._parameters import opened, start
 from pyfast.spn._planner import structure_for
 from pyfast.spn._rows import UniqueRows, unique_rows
 from pyfast.spn._spn import SPN
@@ -66,7 +66,7 @@ class EM:
     def __init__(
         self,
         structure: Structure | Literal["hclt", "rat", "tree"] = "hclt",
-        columns: str | Categorical | Sequence[str | Categorical] = "auto",
+        columns: Kind | Sequence[Kind] = "auto",
         hidden: int | None = None,
         iterations: int = 200,
         smoothing: float = 0.1,
@@ -194,7 +194,8 @@ class EM:
         if counts is None:
             return start(network, columns, self.seed, self.dtype)
         hyper = Hyper(network, columns, 1.0, 2.0)
-        return network.draw(counts, network.law(hyper.mass, hyper.prior()), self.seed, what, self.dtype)
+        law = network.law(hyper.mass, hyper.prior())
+        return opened(network, counts, law, network.draw(counts, law, self.seed, what, self.dtype))
 
     def _fitted(self) -> SPN:
         if not hasattr(self, "network_"):

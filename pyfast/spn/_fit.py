@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyfast.spn._density import Density
 from pyfast.spn._table import Column, Table
 
 TABLE, GAUSSIAN, POISSON, EXPONENTIAL = 0, 1, 2, 3
+OWN = 7  # a Density
 NAME = {GAUSSIAN: "gaussian", POISSON: "poisson", EXPONENTIAL: "exponential"}
 _KINDS = ("auto", "bernoulli", "categorical", *NAME.values())
 _MOST_CATEGORIES = 4096  # that are taken from data without being declared
@@ -44,6 +46,9 @@ class Categorical:
             raise ValueError(f"categories must be in [1, 2^24), got {self.categories}")
 
 
+Kind = str | Categorical | Density
+
+
 class Fit(NamedTuple):
     """One column of what :class:`Columns` holds."""
 
@@ -53,15 +58,19 @@ class Fit(NamedTuple):
     shift: float = 0.0
     scale: float = 1.0
     quantum: float = 1.0
+    density: Density | None = None
+    quanta: tuple[float, ...] = ()
 
 
-def fit(table: Table, column: int, kind: str | Categorical) -> Fit:
+def fit(table: Table, column: int, kind: Kind) -> Fit:
     """Encode a column as asked, or as its values suggest."""
-    if not isinstance(kind, str | Categorical):
-        raise TypeError(f"kinds must be of strings or Categorical, got {type(kind).__name__}")
+    if not isinstance(kind, Kind):
+        raise TypeError(f"kinds must be of strings, Categorical or Density, got {type(kind).__name__}")
     if isinstance(kind, str) and kind not in _KINDS:
         raise ValueError(f"kinds must be among {', '.join(_KINDS)}, got {kind!r}")
     x = table.column(column)
+    if isinstance(kind, Density):
+        return _own(x, table, column, kind)
     declared = table.categories(column)
     if kind == "auto":
         kind = "categorical" if declared is not None else _guess(x, table.dtypes[column])
@@ -79,7 +88,7 @@ def fit(table: Table, column: int, kind: str | Categorical) -> Fit:
     return Fit(TABLE, count.astype(np.float64).tolist(), values)
 
 
-def fit_bits(table: Table, kinds: Sequence[str | Categorical]) -> list[Fit]:
+def fit_bits(table: Table, kinds: Sequence[Kind]) -> list[Fit]:
     """All columns at once, if they are zeros and ones and may be Bernoulli; else nothing."""
     x = table.matrix
     if x is None or any(kind not in ("auto", "bernoulli") for kind in kinds):
@@ -140,6 +149,25 @@ def _numeric(x: Column, table: Table, column: int, kind: str) -> Fit:
     encoded = standard(x, shift, scale)
     reach = max(float(np.abs(encoded).max(initial=0.0)), 1.0)
     return Fit(family, _moments(encoded), None, shift, scale, 2.0 ** math.floor(math.log2(_FITTED / reach)))
+
+
+def _own(x: Column, table: Table, column: int, density: Density) -> Fit:
+    check_numbers(x, table, column, "Density")
+    check_own(x, density, table, column)
+    shares = np.zeros(density.width)
+    shares[: len(density.log_prior)] = np.exp(density.log_prior)
+    quanta = density.fit(x[~np.isnan(x)])
+    return Fit(OWN, shares.tolist(), density=density, quanta=tuple(quanta.tolist()))
+
+
+def check_own(x: Column, density: Density, table: Table, column: int) -> None:
+    """All values must have a density under every candidate."""
+    there = np.flatnonzero(~np.isnan(x))
+    bad = np.zeros(len(x), bool)
+    with np.errstate(over="ignore"):
+        seen = x[there].astype(np.float32).astype(np.float64)  # as the kernels read them
+    bad[there] = ~(np.isfinite(density.statistics(seen)).all(1) & np.isfinite(density.log_density(seen)).all(1))
+    refuse(bad, x, table, column, "values whose log density is finite in this column")
 
 
 def _moments(x: Column) -> list[float]:

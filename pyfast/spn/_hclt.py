@@ -10,7 +10,7 @@ from torch import Tensor
 from pyfast.spn._builder import Builder
 from pyfast.spn._chow_liu import BINS, discrete_information, gaussian_information, quantile_codes, spanning_tree
 from pyfast.spn._columns import Columns
-from pyfast.spn._fit import GAUSSIAN, TABLE, Categorical
+from pyfast.spn._fit import GAUSSIAN, TABLE, Kind
 from pyfast.spn._random import check_count
 from pyfast.spn._structure import Structure
 from pyfast.spn._validity import Integers
@@ -19,7 +19,7 @@ from pyfast.spn._validity import Integers
 def hclt(
     X: Any,
     hidden: int,
-    columns: Columns | str | Categorical | Sequence[str | Categorical] = "auto",
+    columns: Columns | Kind | Sequence[Kind] = "auto",
     smoothing: float = 1.0,
 ) -> Structure:
     """A hidden Chow-Liu tree: the tree of columns that keeps most mutual information, made of hidden states.
@@ -55,9 +55,7 @@ def hclt(
     return hidden_tree(chow_liu(X, columns, smoothing).numpy(), int(hidden))
 
 
-def chow_liu(
-    X: Any, columns: Columns | str | Categorical | Sequence[str | Categorical] = "auto", smoothing: float = 1.0
-) -> Tensor:
+def chow_liu(X: Any, columns: Columns | Kind | Sequence[Kind] = "auto", smoothing: float = 1.0) -> Tensor:
     """The Chow-Liu tree of a table: the spanning tree with the largest sum of mutual information.
 
     Tables' mutual information is that of their counts, Gaussian columns' that of their correlation. Where kinds are

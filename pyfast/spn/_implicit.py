@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyfast import _C
 from pyfast.spn._columns import Columns
-from pyfast.spn._fit import Categorical
+from pyfast.spn._fit import OWN, Kind
 from pyfast.spn._network import CHOICES, ORDER, SAMPLE_CHOICES, SAMPLE_STATE, SAMPLE_VALUES, purpose
 from pyfast.spn._random import check_count, check_seed
 
@@ -64,7 +64,7 @@ class ImplicitTree:
         self,
         sum_children: int = 1000,
         product_children: int = 2,
-        columns: str | Categorical | Sequence[str | Categorical] = "auto",
+        columns: Kind | Sequence[Kind] = "auto",
         candidates: int = 0,
         sweeps: int = 100,
         burn: float = 0.5,
@@ -107,6 +107,8 @@ class ImplicitTree:
             KeyboardInterrupt: if Ctrl-C comes before the first sweep is done.
         """
         columns = Columns.fit_encoding(X, self.columns)
+        if (columns.family == OWN).any():
+            raise ValueError("columns must be of kinds that ImplicitTree knows, got a Density")
         rows = columns.encode(X, training=True)
         if len(rows) == 0 or rows.shape[1] == 0:
             raise ValueError(f"X must have at least one row and one column, got shape {tuple(rows.shape)}")

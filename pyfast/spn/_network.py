@@ -8,13 +8,14 @@ from torch import Tensor
 from pyfast import _C
 from pyfast.spn import _operators, _validity
 from pyfast.spn._columns import Columns
+from pyfast.spn._fit import OWN
 from pyfast.spn._structure import Structure
 from pyfast.spn._validity import SUM
 
 _SLICE = 1 << 31  # rows times edges in one call of a kernel, so that Ctrl-C need not wait long
 
 # What random numbers are for, and of which chain and sweep.
-CHOICES, PARAMETERS, HYPER, SAMPLE_STATE, SAMPLE_CHOICES, SAMPLE_VALUES, START, ORDER = range(1, 9)
+CHOICES, PARAMETERS, HYPER, SAMPLE_STATE, SAMPLE_CHOICES, SAMPLE_VALUES, START, ORDER, WARM = range(1, 10)
 
 
 def purpose(what: int, chain: int = 0, sweep: int = 0) -> int:
@@ -58,11 +59,15 @@ class Network:
         s = structure
         self.graph = [s.kind, s.first, s.child, s.variable, self.leaf_first]
         self.graph += [columns.family, columns.quantum, s.program]
+        own = columns.family == OWN
+        if own.any():
+            self.graph += _functions(columns)
         # with the parameters integrated out, Gaussians are Student's t, Poissons negative binomials, and so on
-        integrated = torch.where(columns.family > 0, columns.family + 3, columns.family).to(torch.uint8)
+        integrated = torch.where((columns.family > 0) & ~own, columns.family + 3, columns.family).to(torch.uint8)
         self._predictive = [*self.graph[:5], integrated, *self.graph[6:]]
         self._dense = len(s.program) > 0
         self._edges = len(s.child) + s.num_leaves
+        self.leaf_variable = s.variable[s.kind == 0].long()
         children = s.first.diff()
         self.sums = torch.nonzero(s.kind == SUM).flatten()
         self.num_children = children[self.sums]
@@ -137,3 +142,18 @@ class Network:
         """At least one part of n rows, each small enough for one call of a kernel."""
         step = max(64, _SLICE // self._edges)
         return [slice(i, min(i + step, n)) for i in range(0, max(n, 1), step)]
+
+
+def _functions(columns: Columns) -> list[Tensor]:
+    """Of columns with a density of their own: addresses of functions and sizes, and constants; see csrc/spn/graph.h."""
+    addresses, constants = torch.zeros(len(columns), 6, dtype=torch.int64), [torch.empty(0, dtype=torch.float64)]
+    first = 0
+    for j, density in enumerate(columns.densities):
+        if density is None:
+            continue
+        theta = torch.from_numpy(density.parameters)
+        theta = torch.cat([theta, theta[-1:].expand(density.width - len(theta), -1)])
+        addresses[j] = torch.tensor([*density.addresses, density.size, theta.shape[1], first])
+        constants += [torch.tensor(columns.quanta[j], dtype=torch.float64), theta.flatten()]
+        first += density.size + theta.numel()
+    return [addresses, torch.cat(constants)]

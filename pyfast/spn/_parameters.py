@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pyfast.spn._columns import Columns
 from pyfast.spn._hyper import Hyper
-from pyfast.spn._network import START, Law, Network, Parameters, purpose
+from pyfast.spn._network import START, Counts, Law, Network, Parameters, purpose
 
 TABLE, GAUSSIAN, POISSON, EXPONENTIAL = range(4)
+OWN = 7  # its numbers are shares of candidates, which are learned as a table's are
 _LOG_TWO_PI = math.log(2 * math.pi)
 _NEVER = -1e31  # the log of 0, where a finite number is needed
 
@@ -27,11 +28,11 @@ class Free:
         family = columns.family[variable]
         self.weight_sum, self.num_weights, self.num_sums = network.weight_sum, structure.num_weights, structure.num_sums
         self.num_leaf_parameters = int(network.leaf_first[-1])
-        size = torch.tensor([0, 2, 1, 1])[family.long()] + torch.where(family == TABLE, columns.width[variable], 0)
+        width = torch.where((family == TABLE) | (family == OWN), columns.width[variable], 0)
+        size = torch.tensor([0, 2, 1, 1, 0, 0, 0, 0])[family.long()] + width
         first = size.cumsum(0) - size  # of each leaf's free numbers
         self.num_free = int(size.sum())
         leaves = torch.arange(len(family))
-        width = torch.where(family == TABLE, columns.width[variable], 0)
         self.table_leaf = leaves.repeat_interleave(width)  # of each number of a table
         inside = torch.arange(len(self.table_leaf)) - (width.cumsum(0) - width)[self.table_leaf]
         self.table_free = first[self.table_leaf] + inside
@@ -85,4 +86,15 @@ def start(network: Network, columns: Columns, seed: int, dtype: torch.dtype = to
     flat = network.draw(none, Law(spread.alpha, hyper.flat_prior()), seed, what, torch.float64).leaves
     mixed = (0.5 * flat.exp() + 0.5 * hyper.frequencies()).log()
     leaves = torch.where(hyper.in_tables, mixed, drawn.leaves)
-    return Parameters(drawn.weights.to(dtype), leaves.to(dtype))
+    return opened(network, none, spread, Parameters(drawn.weights.to(dtype), leaves.to(dtype)))
+
+
+def opened(network: Network, counts: Counts, law: Law, drawn: Parameters) -> Parameters:
+    """Every candidate of a Density has a share where one was drawn, so that learning may come to any."""
+    family = network.columns.family[network.leaf_variable]
+    if not (family == OWN).any():
+        return drawn
+    all_of_them = network.predict(counts, law, torch.float64).leaves
+    own = (family == OWN).repeat_interleave(network.leaf_first.diff())
+    mixed = (0.5 * drawn.leaves.double().exp() + 0.5 * all_of_them.exp()).log()
+    return Parameters(drawn.weights, torch.where(own, mixed.to(drawn.leaves.dtype), drawn.leaves))

@@ -9,11 +9,11 @@ from pyfast.spn._rat import rat
 from pyfast.spn._structure import Structure
 from pyfast.spn._tree import tree
 
-_WORK = 2e11  # multiplications that a fit may take by default: about 45 s on two cores with AVX2
+_WORK = 2.4e11  # multiplications that a fit may take by default: about 50 s on two cores with AVX2
 _CHOICE = 300  # multiplications that take as long as one choice of a row
-_FEWEST = 20  # sweeps of the larger network rather than more of a smaller one
-_MOST, _WARMEST = 400, 100  # sweeps, and iterations of EM
-_EM = 0.6  # sweeps that take as long as an iteration of EM
+_FEWEST = 24  # sweeps of the larger network rather than more of a smaller one
+_MOST, _WARM = 400, 10  # sweeps, and passes of EM before them
+_EM = 2.5  # sweeps that take as long as a pass of EM
 
 
 def structure_for(asked: Structure | str, X: Any, columns: Columns, hidden: int | None, rows: int) -> Structure:
@@ -28,16 +28,16 @@ def structure_for(asked: Structure | str, X: Any, columns: Columns, hidden: int 
     if asked == "rat":
         size = hidden or 12
         return rat(d, replicas=8, depth=max(1, min(3, int(math.log2(max(d, 2))))), sums=size, leaves=size)
-    sizes = [k for k in (64, 32, 16) if (1 + _EM) * _FEWEST * rows * d * (k * k + k + _CHOICE) <= _WORK]
+    sizes = [k for k in (64, 32, 16) if (_FEWEST + _WARM * _EM) * rows * d * (k * k + k + _CHOICE) <= _WORK]
     return hclt(X, hidden or (sizes or [8])[0], columns)
 
 
 def sweeps_for(structure: Structure, rows: int) -> int:
     """How many sweeps of ``rows`` times chains are worth their time."""
     cost = rows * (structure.num_weights + structure.num_leaves + _CHOICE * structure.num_variables)
-    return max(_FEWEST, min(_MOST, int(_WORK / cost / (1 + _EM))))
+    return max(_FEWEST, min(_MOST, int(_WORK / cost - _WARM * _EM)))
 
 
 def warm_for(structure: Structure, rows: int) -> int:
-    """How many iterations of EM come before them: as many, within reason."""
-    return min(_WARMEST, sweeps_for(structure, rows))
+    """How many passes of EM come before them: more would learn what is in these rows alone."""
+    return min(_WARM, sweeps_for(structure, rows))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pyfast.spn._chow_liu import BINS, discrete_information, quantile_codes
 from pyfast.spn._columns import Columns
-from pyfast.spn._fit import TABLE
+from pyfast.spn._fit import OWN, TABLE
 from pyfast.spn._hyper import uniforms
 from pyfast.spn._network import Counts, Network
 from pyfast.spn._program import Leaves, Mixture, Region, regions
@@ -82,6 +82,14 @@ def _observe(network: Network, leaves: Tensor, term: Leaves, here: Tensor, rows:
     if network.columns.family[v] == TABLE:
         leaves.index_add_(0, first + x.long(), times)
         return
+    if network.columns.family[v] == OWN:
+        density = network.columns.densities[v]
+        assert density is not None
+        leaves.index_add_(0, first, times)
+        seen = torch.from_numpy(density.statistics(x.numpy())) * torch.tensor(network.columns.quanta[v])
+        for i, value in enumerate(seen.round().long().T):
+            leaves.index_add_(0, first + 1 + i, times * value)
+        return
     q = (x * network.columns.quantum[v]).round().long()
     square = q * q
     for i, value in enumerate((torch.ones_like(q), q, square & ((1 << 30) - 1), square >> 30)):
@@ -106,7 +114,7 @@ def _cluster(columns: Columns, rows: UniqueRows, k: int, seed: int, what: int) -
         some = slice(first, first + step)
 
         def look(x: Tensor, some: slice = some) -> Tensor:  # (columns, rows, features), integers
-            return ((x - mean)[:, chosen[some]] * scale[some]).round().float().transpose(0, 1)
+            return ((x - mean).float()[:, chosen[some]] * scale[some].float()).round_().transpose(0, 1)
 
         centres = _centres(look(sample), (draws[:, some] * len(sample)).long())
         for x, to in zip(value.split(_ROWS), out.split(_ROWS), strict=True):

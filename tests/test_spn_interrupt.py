@@ -1,0 +1,89 @@
+"""Ctrl-C ends every kind of learning within a second, and keeps what was learned until then."""
+
+import contextlib
+import math
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import pyfast
+from pyfast.spn import EM, BayesSPN, ImplicitTree
+
+
+@contextlib.contextmanager
+def pressed_after(seconds):
+    """Ctrl-C; yields a list to which goes the processor's time when it came."""
+    at = []
+
+    def press(*_):
+        at.append(time.process_time())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, press)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield at
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table(n, d):
+    g = np.random.default_rng(0)
+    return (g.random((n, d)) < g.beta(0.5, 0.5, (6, d))[g.integers(6, size=n)]).astype(float)
+
+
+MANY = 10**6
+FITS = {
+    "block, dense": (lambda: BayesSPN("rat", sweeps=MANY, warm=0), 20_000, 32, "stopped after"),
+    "block, sparse": (
+        lambda: BayesSPN(pyfast.spn.tree(32, 3, 2), kernel="block", sweeps=MANY),
+        2000,
+        32,
+        "stopped after",
+    ),
+    "hclt": (lambda: BayesSPN(hidden=16, sweeps=MANY, warm=0), 2000, 32, "stopped after"),
+    "isir": (lambda: BayesSPN("tree", kernel="isir", sweeps=MANY), 1000, 32, "stopped after"),
+    "informed": (lambda: BayesSPN("tree", kernel="informed", sweeps=MANY), 1000, 32, "stopped after"),
+    "topdown, drawn": (
+        lambda: BayesSPN("tree", kernel="topdown", mode="instantiated", sweeps=MANY),
+        1000,
+        32,
+        "stopped",
+    ),
+    "warm": (lambda: BayesSPN(hidden=16, warm=MANY), 2000, 32, "before the first sweep; what was learned until then"),
+    "EM": (lambda: EM("rat", iterations=MANY, patience=MANY), 20_000, 32, "stopped after"),
+    "implicit": (lambda: ImplicitTree(10**6, 2, sweeps=MANY), 500, 32, None),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_it_ends_within_a_second(name):
+    make, n, d, message = FITS[name]
+    X, threads = table(n, d), torch.get_num_threads()
+    torch.set_num_threads(1)  # so that the processor's time is what one waits on a machine that is free
+    try:
+        with (
+            pytest.warns(UserWarning, match=message) if message else contextlib.nullcontext(),
+            pressed_after(3.0) as at,
+        ):
+            model = make().fit(X)
+        waited = time.process_time() - at[0]
+    finally:
+        torch.set_num_threads(threads)
+    assert waited < 1
+    assert math.isfinite(model.score(X[:50]))
+
+
+def test_a_warm_start_that_was_stopped_has_learned():
+    X = table(2000, 32)
+    with pytest.warns(UserWarning, match="before the first sweep"), pressed_after(2.0):
+        model = BayesSPN(hidden=8, warm=MANY, chains=2).fit(X)
+    assert [s.sweep for s in model.states_] == [0]  # of the first chain: the second had not begun
+    share = X.mean(0).clip(1e-6, 1 - 1e-6)
+    alone = (X * np.log(share) + (1 - X) * np.log(1 - share)).sum(1).mean()
+    assert model.score(X) > alone + 1
+    assert model.sample(3).shape == (3, 32)

@@ -69,11 +69,11 @@ def test_looks_at_another_sequence(check):
 def test_piece_by_piece_is_as_the_whole(options):
     model = layer(**options)
     x = tokens(2, 11)
-    whole, end = model(x, output_state=True)
+    whole, end = model(x, output_final_state=True)
     assert model(x).equal(whole)
     outs, state = [], None
     for piece in x.split([4, 1, 1, 0, 5], 1):
-        out, state = model(piece, state=state, output_state=True)
+        out, state = model(piece, initial_state=state, output_final_state=True)
         outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 1), whole)
     torch.testing.assert_close(state, end)
@@ -83,10 +83,10 @@ def test_sequences_end_to_end():
     model, across = layer(decay="vector"), layer(causal=False)
     x, y = tokens(1, 9), tokens(1, 6).cos()
     ends, ends_y = torch.tensor([0, 4, 4, 9]), torch.tensor([0, 1, 3, 6])
-    out, state = model(x, cu_seqlens=ends, output_state=True)
+    out, state = model(x, cu_seqlens=ends, output_final_state=True)
     torch.testing.assert_close(out, torch.cat([model(x[:, :4]), model(x[:, 4:])], 1))
     assert state.shape == (3, 4, 2, 3)
-    out = across(x, y, cu_seqlens=ends, cu_seqlens_context=ends_y)
+    out = across(x, y, cu_seqlens=ends, cu_seqlens_k=ends_y)
     torch.testing.assert_close(out, torch.cat([across(x[:, :4], y[:, :1]), across(x[:, 4:], y[:, 3:])], 1))
 
 
@@ -112,7 +112,7 @@ def test_compiles_whole(options):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = tokens(2, 6)
     for call in (model, compiled):
-        out, state = call(x, output_state=True)
+        out, state = call(x, output_final_state=True)
         out.square().sum().backward()
         found = out, state, [p.grad for p in model.parameters()]
         model.zero_grad()
@@ -133,7 +133,7 @@ def test_state_dict_goes_round():
 def test_a_feature_map_may_have_weights_and_another_size():
     model = layer(feature_map=torch.nn.Sequential(torch.nn.Linear(2, 6).double(), torch.nn.Softplus()))
     assert "feature_map.0.weight" in model.state_dict()
-    out, state = model(tokens(1, 5), output_state=True)
+    out, state = model(tokens(1, 5), output_final_state=True)
     assert state.shape == (1, 4, 6, 3)
     torch.testing.assert_close(out, definition(model, tokens(1, 5)))
 
@@ -160,7 +160,7 @@ def test_reset_parameters():
 def test_sixteen_bits(dtype):
     for options in CAUSAL:
         model = layer(dtype=dtype, **options)
-        out, state = model(tokens(2, 9, dtype=dtype), output_state=True)
+        out, state = model(tokens(2, 9, dtype=dtype), output_final_state=True)
         assert out.dtype == dtype
         assert state.dtype == torch.float32
         want = copy.deepcopy(model).double()(tokens(2, 9, dtype=dtype).double())
@@ -189,8 +189,8 @@ def test_repr_shows_options():
         ({"num_kv_heads": 0}, "num_kv_heads must divide num_heads, 4, got 0"),
         ({"feature_map": "tanh"}, "feature_map must be one of elu_plus_one, relu, identity or a function, got 'tanh'"),
         ({"decay": "heads"}, "decay must be None, 'head', 'token' or 'vector', got 'heads'"),
-        ({"decay": "head", "causal": False}, "decay must be None and delta False if causal is False"),
-        ({"delta": True, "causal": False}, "decay must be None and delta False if causal is False"),
+        ({"decay": "head", "causal": False}, "decay must be None if causal is False, got"),
+        ({"delta": True, "causal": False}, "delta must be False if causal is False, got True"),
         ({"delta": True, "normalize": True}, "normalize must be False with delta, got True"),
     ],
 )
@@ -258,3 +258,16 @@ def test_options_combine():
 def test_refuses_sizes_and_feature_maps_at_once(sizes, options, message):
     with pytest.raises(ValueError, match=message):
         linear_attention.LinearAttention(*sizes, **options)
+
+
+def test_autocast_finds_one_dtype_for_mixed_tokens():
+    q, k, v = (tokens(2, 9, 2, dtype=torch.float32) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = linear_attention.attention(q, k, v.bfloat16())
+        same = linear_attention.attention(q, k, v)
+        with pytest.raises(TypeError, match=r"k and v must have the dtype of q, torch.bfloat16, got .*float64"):
+            linear_attention.attention(q, k, v.double())
+    assert torch.equal(mixed, linear_attention.attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+    assert same.dtype == torch.float32  # not rounded where nothing asks for it
+    with pytest.raises(TypeError, match=r"k and v must have the dtype of q, torch\.float32, got"):
+        linear_attention.attention(q, k, v.bfloat16())

@@ -43,14 +43,14 @@ def attention(
 
         S_t = A_t + beta_t k_t (v_t - A_t' k_t)'         A_t = exp(decay_t) S_{t-1}
 
-    and without causality all tokens read the last state. Sums over tokens are formed in float64 whatever the dtype, so
-    the error does not grow with the sequence. Differentiable to any order, in reverse and forward mode, in q, k, v,
-    decay, beta and initial_state; under ``torch.compile``, ``torch.export`` and ``torch.func``. A NaN in one token
-    reaches the tokens that may see it and no others.
+    and without causality all tokens read the last state. Chunks of some tens of tokens are summed in float32 or better,
+    and those sums in float64 on the CPU, so the error does not grow with the sequence. Differentiable to any order, in
+    reverse and forward mode, in q, k, v, decay, beta and initial_state; under ``torch.compile``, ``torch.export`` and
+    ``torch.func``. A NaN in one token reaches the tokens that may see it and no others.
 
     Args:
         q: (B, T, H, K) queries, float32, float64, bfloat16 or float16, with any strides.
-        k: (B, T, H, K) keys, of the dtype of ``q``.
+        k: (B, T, H, K) keys, of the dtype of ``q``; under ``torch.autocast`` different dtypes are cast to its own.
         v: (B, T, H, V) values, of the dtype of ``q``. Of q, k and v, and of ``decay`` and ``beta``, each may have fewer
             heads than another, a divisor of them, as grouped-query attention has: each of these serves a group of
             consecutive heads.
@@ -60,8 +60,8 @@ def attention(
         reverse: whether time runs from the last token to the first: token t sees tokens from t on.
         decay: logarithms of the factors by which the state decays before a token is added, so at most 0, or the state
             grows until it overflows; -inf forgets: (H,) one per head, as in RetNet; (B, T, H) one per token, as in
-            Mamba-2; or (B, T, H, K) one per token and key dimension, as in gated linear attention. float32, or float64
-            with float64 tokens; 16 bits are widened.
+            Mamba-2; or (B, T, H, K) one per token and key dimension, as in gated linear attention. Of these only H may
+            be a divisor. Computed with in float64 if it and the tokens are float64, or else in float32.
         beta: (B, T, H) how much of a token is written, for the delta rule.
         normalize: whether each result is divided by ``scale q_t'(sum of keys) + eps``, as after feature maps; not with
             ``beta``.
@@ -106,6 +106,7 @@ def attention(
         plain = ops.attend_plain(q, k, v, scale)
         if plain is not None:
             return plain
+    q, k, v = _autocast(q, k, v)
     try:
         scale = _check(
             q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k
@@ -247,6 +248,16 @@ def step(
     return out.squeeze(1), last
 
 
+def _autocast(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """Tokens that one dtype must be found for, in that of autocast, as of torch's own attention."""
+    tensors = [x for x in (q, k, v) if isinstance(x, Tensor)]
+    if len({x.dtype for x in tensors}) < 2 or not torch.is_autocast_enabled(tensors[0].device.type):
+        return q, k, v
+    to = torch.get_autocast_dtype(tensors[0].device.type)
+    narrow = {torch.float32, torch.bfloat16, torch.float16}
+    return tuple(x.to(to) if isinstance(x, Tensor) and x.dtype in narrow else x for x in (q, k, v))  # type: ignore[return-value]
+
+
 def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
     """Raise unless the result can be written there."""
     if not isinstance(out, Tensor):
@@ -313,7 +324,8 @@ def _check(
     if bk != b or size_k != size or (causal and tk != t):
         time = t if causal else "T"
         raise ValueError(
-            f"k must have shape ({b}, {time}, H, {size}) to match q {tuple(q.shape)}, got {tuple(k.shape)}"
+            f"k must have shape ({b}, {time}, H, {size}) to match q {tuple(q.shape)}"
+            f"{' if causal' if causal and tk != t else ''}, got {tuple(k.shape)}"
         )
     if bv != b or tv != tk:
         raise ValueError(f"v must have shape ({b}, {tk}, H, V) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
@@ -322,7 +334,7 @@ def _check(
         if not causal:
             raise ValueError("beta must be None if causal is False, got a tensor")
         if normalize:
-            raise ValueError("normalize must be False with beta, whose sums may vanish, got True")
+            raise ValueError("normalize must be False with beta: the delta rule has no sum to divide by, got True")
         if beta.dim() != 3 or beta.shape[0] != b or beta.shape[1] != t:
             raise ValueError(f"beta must have shape ({b}, {t}, H) to match k {tuple(k.shape)}, got {tuple(beta.shape)}")
         if beta.dtype not in _FLOATS:
@@ -346,7 +358,7 @@ def _check(
             sizes["decay"] = decay.shape[0] if decay.dim() == 1 else decay.shape[2]
         for name, n in sizes.items():
             if n != h and (n == 0 or h % n or n > h):
-                raise ValueError(f"{name} must have a divisor of {h} heads, the most of q, k and v, got {n}")
+                raise ValueError(f"{name} must have a divisor of {h} heads, the most in q, k, v (B, T, H, D), got {n}")
     if reverse and not causal:
         raise ValueError("reverse must be False if causal is False, got True")
     if ends_k is not None and (causal or ends is None):
@@ -370,7 +382,8 @@ def _check(
         n = b if ends is None else ends.shape[0] - 1
         shape = (n, h if causal else heads(k, v), size, size_v + normalize)
         if state.shape != shape:
-            raise ValueError(f"initial_state must have shape {shape}, got {tuple(state.shape)}")
+            column = ", with the column of the sums of keys that normalize needs" if normalize else ""
+            raise ValueError(f"initial_state must have shape {shape}{column}, got {tuple(state.shape)}")
         if state.dtype != torch.float64 and (state.dtype != torch.float32 or dtype == torch.float64):
             kinds = "float64" if dtype == torch.float64 else "float32 or float64"
             raise TypeError(f"initial_state must be {kinds}, got {state.dtype}")

@@ -52,8 +52,8 @@ class LinearAttention(nn.Module):
         >>> out = layer(x)
         >>> out.shape
         torch.Size([2, 100, 64])
-        >>> begin, state = layer(x[:, :99], output_state=True)
-        >>> end, state = layer(x[:, 99:], state=state, output_state=True)  # one more token, without the others
+        >>> begin, state = layer(x[:, :99], output_final_state=True)
+        >>> end, state = layer(x[:, 99:], initial_state=state, output_final_state=True)  # one more token
         >>> torch.allclose(torch.cat([begin, end], 1), out, atol=1e-5)
         True
 
@@ -91,8 +91,11 @@ class LinearAttention(nn.Module):
             raise ValueError(f"feature_map must be one of {', '.join(_FEATURES)} or a function, got {feature_map!r}")
         if decay not in (None, "head", "token", "vector"):
             raise ValueError(f"decay must be None, 'head', 'token' or 'vector', got {decay!r}")
-        if not causal and (decay is not None or delta):
-            raise ValueError("decay must be None and delta False if causal is False, got another")
+        for name, given in (("decay", decay), ("delta", delta)):
+            if given and not causal:
+                raise ValueError(
+                    f"{name} must be {None if name == 'decay' else False} if causal is False, got {given!r}"
+                )
         if delta and normalize:
             raise ValueError("normalize must be False with delta, got True")
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, groups
@@ -135,10 +138,10 @@ class LinearAttention(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         *,
-        state: Tensor | None = None,
-        output_state: bool = False,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
-        cu_seqlens_context: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
         group: Any = None,
     ) -> Any:
         """Attend.
@@ -146,16 +149,16 @@ class LinearAttention(nn.Module):
         Args:
             x: (B, T, embed_dim) tokens.
             context: (B, S, embed_dim) tokens that those of ``x`` look at, if not ``causal``; ``x`` by default.
-            state: what the tokens before left, as ``output_state`` returned it. A causal layer that is fed a sequence
-                piece by piece gives what it would give for the whole.
-            output_state: whether to return the state after the last token too. It is (B, num_heads, K, V), float32 or
-                float64; with normalize V + 1; if not ``causal``, of num_kv_heads.
+            initial_state: what the tokens before left, as ``output_final_state`` returned it. A causal layer that is
+                fed a sequence piece by piece gives what it would give for the whole.
+            output_final_state: whether to return the state after the last token too. It is (B, num_heads, K, V),
+                float32 or float64; with normalize V + 1; if not ``causal``, of num_kv_heads.
             cu_seqlens: (N + 1,) int64, where sequences that lie end to end in ``x`` begin and end, see ``attention``.
-            cu_seqlens_context: the same for ``context``, where it differs.
+            cu_seqlens_k: the same for ``context``, where it differs.
             group: a ``torch.distributed`` group whose ranks hold consecutive parts of the tokens, see ``attention``.
 
         Returns:
-            (B, T, embed_dim), and the state if ``output_state``.
+            (B, T, embed_dim), and the state if ``output_final_state``.
 
         Raises:
             ValueError: if a shape does not fit, or there is a context of a causal layer.
@@ -183,15 +186,15 @@ class LinearAttention(nn.Module):
             decay=self._decays(x),
             beta=self.beta_proj(x).sigmoid() if self.delta else None,
             normalize=self.normalize,
-            initial_state=state,
-            output_final_state=output_state,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
             cu_seqlens=cu_seqlens,
-            cu_seqlens_k=cu_seqlens_context,
+            cu_seqlens_k=cu_seqlens_k,
             group=group,
         )
-        out, last = found if output_state else (found, None)
+        out, last = found if output_final_state else (found, None)
         out = self.out_proj(out.flatten(2))
-        return (out, last) if output_state else out
+        return (out, last) if output_final_state else out
 
     def _decays(self, x: Tensor) -> Tensor | None:
         """Logarithms, which 16 bits would be too few for."""

@@ -31,6 +31,7 @@ _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 _modes_active = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
+_tracing = torch._C._get_tracing_state  # of torch.jit.trace, which sees what the dispatcher does
 _keys = torch._C._dispatch_keys
 with torch.inference_mode():
     _inference = torch.empty(0)
@@ -125,7 +126,8 @@ def define(
         inputs, outputs = ctx.tangents_of
         del ctx.tangents_of
         primals = [forward_ad.unpack_dual(x).primal if isinstance(x, Tensor) else x for x in inputs]
-        return jvp(primals, tangents, outputs)  # type: ignore[misc]
+        with forward_ad._set_fwd_grad_enabled(True):  # forward over forward: PyTorch turns it off here
+            return jvp(primals, tangents, outputs)  # type: ignore[misc]
 
     def backward_lists(ctx: Any, *grads: Any) -> Any:
         needed = ctx.needs_input_grad
@@ -188,13 +190,16 @@ def define(
             )
             outputs = tree_map(lambda x: x.unflatten(0, (n, count)), run(*folded))
             return outputs, tree_map(lambda _: 0, outputs)
+        if n == 0:
+            one = allocate(*(_each(x, dim, 0) for x, dim in zip(inputs, in_dims, strict=True)))
+            return tree_map(lambda x: x.new_empty(0, *x.shape), one), tree_map(lambda _: 0, one)
         each = [run(*(_each(x, dim, i) for x, dim in zip(inputs, in_dims, strict=True))) for i in range(n)]
         if isinstance(each[0], tuple):
             return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
         return torch.stack(each), 0
 
     def run(*inputs: Any) -> Any:
-        if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated:
+        if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or lists or mutated or _tracing():
             return op(*inputs)
         # Where plain tensors lie on the CPU and no mode listens, the dispatcher would do nothing but find the kernel.
         direct = not (_modes_active() or _profiler_enabled())
@@ -230,7 +235,9 @@ def plain(*tensors: Any) -> bool:
 
     Where they lie, and whether there is memory that holds their numbers, is for the kernel to find out.
     """
-    if _is_compiling() or _func_active() or forward_ad._current_level >= 0 or _modes_active() or _profiler_enabled():
+    if _is_compiling() or _func_active() or forward_ad._current_level >= 0:
+        return False
+    if _modes_active() or _profiler_enabled() or _tracing():
         return False
     for x in tensors:  # not by dispatch keys: to look at them takes as long as to compute
         if type(x) not in _DENSE or x.is_neg():
@@ -240,7 +247,7 @@ def plain(*tensors: Any) -> bool:
 
 def _direct(tensors: Iterable[Any]) -> bool:
     """Whether the dispatcher would do nothing with these, below autograd, but find the CPU's kernel."""
-    if _modes_active() or _profiler_enabled():
+    if _modes_active() or _profiler_enabled() or _tracing():
         return False
     return all(x is None or _keys(x).raw_repr() in _PLAIN for x in tensors)
 
@@ -281,6 +288,8 @@ def _each(x: Any, dim: Any, i: int) -> Any:
     """The i-th of a batch: kernels want it contiguous."""
     if _is_list(dim):
         return [_each(y, d, i) for y, d in zip(x, dim, strict=True)]
+    if dim is not None and x.shape[dim] == 0:
+        return x.new_zeros(x.movedim(dim, 0).shape[1:])  # of an empty batch only the shape
     return x if dim is None else x.select(dim, i).contiguous()
 
 

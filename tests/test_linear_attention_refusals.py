@@ -19,6 +19,13 @@ def wrong(**changes):
 
 I64 = torch.int64
 REFUSED = [
+    ({"causal": None}, TypeError, "causal must be a bool, got None"),
+    ({"reverse": "no"}, TypeError, "reverse must be a bool, got 'no'"),
+    ({"normalize": 2}, TypeError, "normalize must be a bool, got 2"),
+    ({"output_final_state": 1}, TypeError, "output_final_state must be a bool, got 1"),
+    ({"scale": 1e300}, ValueError, r"scale must be finite in torch\.float32, got 1e\+300"),
+    ({"scale": 10**400}, ValueError, "scale must be finite in"),
+    ({"q": torch.zeros(2, 5, 2, 3).to_sparse()}, TypeError, r"q must be a dense tensor, got torch\.sparse_coo"),
     ({"q": torch.zeros(2, 5, 2)}, ValueError, r"q must have shape \(B, T, H, K\), got \(2, 5, 2\)"),
     ({"v": torch.zeros(2, 5, 2)}, ValueError, r"v must have shape \(B, T, H, V\), got"),
     ({"q": torch.zeros(2, 5, 2, 3, dtype=I64)}, TypeError, "q must be float16, .* got torch.int64"),
@@ -39,7 +46,7 @@ REFUSED = [
     ({"causal": False, "decay": torch.zeros(2)}, ValueError, "decay must be None if causal is False"),
     ({"causal": False, "reverse": True}, ValueError, "reverse must be False if causal is False"),
     ({"initial_state": torch.zeros(2, 2, 4, 3)}, ValueError, r"initial_state must have shape \(2, 2, 3, 4\), got"),
-    ({"normalize": True}, ValueError, r"initial_state must have shape \(2, 2, 3, 5\), got"),
+    ({"normalize": True}, ValueError, r"initial_state must have shape \(2, 2, 3, 5\), with the column"),
     ({"initial_state": torch.zeros(2, 2, 3, 4).half()}, TypeError, "initial_state must be float32 or float64, got"),
     ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, "q must have a batch of 1 where cu_seqlens is given, got 2"),
     ({"cu_seqlens": torch.zeros(2, 2, dtype=I64)}, ValueError, r"cu_seqlens must have shape \(N \+ 1,\), got"),
@@ -55,7 +62,7 @@ REFUSED = [
     ({"scale": "a"}, TypeError, "scale must be a number, got str"),
     ({"scale": torch.tensor(1.0)}, TypeError, "scale must be a number, got Tensor"),
     ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
-    ({"scale": math.nan}, ValueError, "scale must be finite, got nan"),
+    ({"scale": math.nan}, ValueError, r"scale must be finite in torch\.float32, got nan"),
     ({"eps": -1.0, "scale": 1.0}, ValueError, "eps must be at least 0 and finite, got -1.0"),
     ({"eps": math.nan}, ValueError, "eps must be at least 0 and finite, got nan"),
     ({"k": torch.zeros(2, 5, 2, 3, device="meta")}, TypeError, "k must be on the device of q, cpu, got meta"),
@@ -117,3 +124,32 @@ def test_steps_refuse_what_they_cannot_take():
         linear_attention.step(q, q.clone(), q.clone(), (q, q))
     with pytest.raises(ValueError, match=r"beta must have shape \(2, H\), got \(2, 3, 1\)"):
         linear_attention.step(q, q.clone(), q.clone(), beta=torch.zeros(2, 3, 1))
+
+
+def test_step_names_its_own_arguments():
+    q, k, v = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)
+    with pytest.raises(ValueError, match=r"v must have shape \(2, H, V\) to match q \(2, 3, 4\), got \(1, 3, 5\)"):
+        linear_attention.step(q, k, v[:1])
+    with pytest.raises(ValueError, match=r"^state must have shape \(2, 3, 4, 5\), got \(2, 3, 4, 4\)"):
+        linear_attention.step(q, k, v, torch.zeros(2, 3, 4, 4))
+
+
+def test_out_shares_nothing_with_the_ends_of_sequences():
+    memory = torch.zeros(8 * 2 * 4, dtype=torch.float64)
+    ends = memory[-3:].view(torch.int64)
+    ends.copy_(torch.tensor([0, 4, 8]))
+    q = torch.zeros(1, 8, 2, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="out must not share memory with an input"):
+        attention(q, q, q, cu_seqlens=ends, out=memory.view(1, 8, 2, 4))
+
+
+def test_more_than_can_be_counted_in_32_bits():
+    many = torch.zeros(1).expand(2**33, 0, 1, 4)
+    assert attention(many, many, many).shape == many.shape
+    large = torch.zeros(1).expand(1, 1, 1, 2**61)
+    with pytest.raises(ValueError, match=r"q and k must have at most 2\^31 dimensions, got 2305843009213693952"):
+        attention(large, large, torch.zeros(1, 1, 1, 1))
+    empty = torch.zeros(1).expand(1, 2**40, 1, 0)  # is over at once
+    assert attention(empty, empty, empty).shape == empty.shape
+    strides = torch.empty(1, 0, 2, 4).expand(2, 0, 2, 4)
+    assert attention(strides, strides, strides, out=torch.empty_like(strides)).shape == strides.shape

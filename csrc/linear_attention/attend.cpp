@@ -141,7 +141,7 @@ void run_segments(const Call& c, int64_t length, int threads) {
 template <class F>
 void run(Call& c) {
     c.measure();
-    if (!c.N || !c.H) return;
+    if (!c.N || !c.H || (!c.V && !c.denominator) || (!c.T && !c.last)) return;
     const int64_t length = std::min<int64_t>(std::max(c.K, c.V) > 96 ? 32 : 16, std::max<int64_t>(c.T, 1));
     const int64_t numbers = c.out.shape[0] * c.T * c.H * (c.K + c.V), cut = segment(c);
     use_huge_pages(c.out.data, c.out.shape[0] * c.T * c.H * c.V * (c.out.dtype.bits / 8));
@@ -149,10 +149,12 @@ void run(Call& c) {
               most = team(c.N * c.H * ((c.T + cut - 1) / std::max<int64_t>(cut, 1)), numbers);
     if (cut < c.T && most > heads) return run_segments<F>(c, length, most);
     const bool neighbours = c.q.strides[2] < c.q.strides[1] && cut >= c.T;
-    const int64_t in_cache = (int64_t{1} << 18) / (int64_t(2 * sizeof(F)) * std::max<int64_t>(c.K * c.V, 1));
+    const int64_t in_cache =
+        (int64_t{1} << 18) / int64_t(2 * sizeof(F)) / std::max<int64_t>(c.K, 1) / std::max<int64_t>(c.V, 1);
     const int64_t share = (c.N * c.H + heads - 1) / heads;
     const int64_t group = neighbours ? std::clamp<int64_t>(std::min(in_cache, share), 1, std::min<int64_t>(c.H, 8)) : 1;
-    run_heads<F>(c, length, std::min<int>(heads, c.N * ((c.H + group - 1) / group)), group);
+    const int64_t tasks = c.N < heads ? c.N * ((c.H + group - 1) / group) : heads;
+    run_heads<F>(c, length, int(std::min<int64_t>(heads, tasks)), group);
 }
 
 void run_any(Call& c) {
@@ -160,7 +162,7 @@ void run_any(Call& c) {
     wide ? run<double>(c) : run<float>(c);
 }
 
-void attend(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read, double write,
+void attend(Strided q, Strided k, Strided v, Strided decay, Strided state, Strided ends, double read, double write,
             bool keep, bool reverse, bool late, bool strict, bool columns, Strided out, Strided last) {
     Call c{q, k, v, decay, state, ends, out, keep ? last : Strided{}, {}, read, write, 0, reverse, columns};
     c.flags = {late, strict, false};
@@ -207,13 +209,13 @@ PyObject* call_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
 }
 
-void attend_normalized(Strided q, Strided k, Strided v, Strided decay, Strided state, Lengths ends, double read,
+void attend_normalized(Strided q, Strided k, Strided v, Strided decay, Strided state, Strided ends, double read,
                        double eps, bool keep, bool reverse, Strided out, Strided last, Strided denominator) {
     Call c{q, k, v, decay, state, ends, out, keep ? last : Strided{}, denominator, read, 1, eps, reverse, false, {}};
     run_any(c);
 }
 
-void solve(Strided p, Strided k, Strided v, Strided decay, Strided state, Lengths ends, bool keep, bool reverse,
+void solve(Strided p, Strided k, Strided v, Strided decay, Strided state, Strided ends, bool keep, bool reverse,
            bool late, Strided out, Strided last) {
     Call c{p, k, v, decay, state, ends, out, keep ? last : Strided{}, {}, 1, 1, 0, reverse, false, {late, true, true}};
     run_any(c);

@@ -5,14 +5,13 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "linear_attention/state.h"
 #include "simd.h"
 #include "tensor.h"
 
 namespace pyfast::linear_attention {
-
-using Lengths = Strided;  // of the sequences: their N + 1 ends, or none
 
 // The operators can be called by their names, past all that Python checks: nothing may be read that is not there.
 inline void check(const char* name, const Strided& x, std::initializer_list<int64_t> shape) {
@@ -41,25 +40,40 @@ inline void check_state(const char* name, const Strided& x, int64_t N, int64_t H
         throw std::invalid_argument(std::string(name) + " must be float32 or float64, got 16 bits");
 }
 
-// Where sequence n begins and ends.
-inline std::pair<int64_t, int64_t> span(const Lengths& ends, int64_t n, int64_t tokens) {
-    if (!ends) return {0, tokens};
-    const auto* e = reinterpret_cast<const int64_t*>(ends.data);
-    return {e[n * ends.strides[0]], e[(n + 1) * ends.strides[0]]};
+// What the buffers of a thread have room for, without overflow of their sizes.
+inline void check_sizes(int64_t K, int64_t V) {
+    constexpr int64_t most = int64_t{1} << 31;
+    for (const auto& [name, n] : {std::pair{"q and k", K}, std::pair{"v", V}})
+        if (n > most)
+            throw std::invalid_argument(std::string(name) + " must have at most 2^31 dimensions, got " +
+                                        std::to_string(n));
 }
 
-inline void check_lengths(const char* name, const Lengths& ends, int64_t tokens) {
-    if (!ends) return;
-    if (ends.ndim != 1 || !ends.is<int64_t>() || ends.shape[0] < 1)
-        throw std::invalid_argument(std::string(name) + " must be int64 of shape (N + 1,)");
-    const int64_t n = ends.shape[0] - 1;
-    for (int64_t i = 0, before = 0; i <= n; ++i) {
-        const int64_t end = i < n ? span(ends, i, tokens).first : span(ends, n - 1, tokens).second;
-        if (end < before || end > tokens || (i == 0 && end != 0) || (i == n && end != tokens))
-            throw py::value_error(std::string(name) + " must rise from 0 to the " + std::to_string(tokens) +
-                                  " tokens, got " + std::to_string(end) + " at " + std::to_string(i));
-        before = end;
+// Where sequences end, or none is given. A copy: whoever changes the tensor meanwhile changes no bounds.
+struct Lengths {
+    std::vector<int64_t> ends;
+
+    Lengths() = default;
+    Lengths(const Strided& x, int64_t tokens) {
+        if (!x) return;
+        if (x.ndim != 1 || !x.is<int64_t>() || x.shape[0] < 1 || !x.data)
+            throw std::invalid_argument("cu_seqlens must be int64 of shape (N + 1,)");
+        const int64_t n = x.shape[0] - 1;
+        const auto* from = reinterpret_cast<const int64_t*>(x.data);
+        for (int64_t i = 0; i <= n; ++i) ends.push_back(from[i * x.strides[0]]);
+        for (int64_t i = 0, before = 0; i <= n; before = ends[i++])
+            if (ends[i] < before || ends[i] > tokens || (i == 0 && ends[i] != 0) || (i == n && ends[i] != tokens))
+                throw py::value_error("cu_seqlens must rise from 0 to the " + std::to_string(tokens) + " tokens, got " +
+                                      std::to_string(ends[i]) + " at " + std::to_string(i));
     }
+    explicit operator bool() const { return !ends.empty(); }
+    int64_t count() const { return int64_t(ends.size()) - 1; }
+};
+
+// Where sequence n begins and ends.
+inline std::pair<int64_t, int64_t> span(const Lengths& lengths, int64_t n, int64_t tokens) {
+    if (!lengths) return {0, tokens};
+    return {lengths.ends[n], lengths.ends[n + 1]};
 }
 
 // Sequence n of head h out of `heads`; backwards if `reverse`.

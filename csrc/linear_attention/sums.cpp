@@ -10,7 +10,7 @@ namespace {
 
 // The heads of a batch, or of the sequences packed into one.
 struct Heads {
-    Lengths ends;
+    const Lengths& ends;
     int64_t B, T, N, H, K, V;
 };
 
@@ -35,12 +35,13 @@ void each_head(const Heads& a, const Strided& state, int64_t chunk, Function f) 
 }
 
 // out (N, H, K, V) = state + sum of k_t v_t'
-void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
+void collect(Strided k, Strided v, Strided state, Strided cu_seqlens, Strided out) {
     check("k", k, {-1, -1, -1, -1});
     const int64_t B = k.shape[0], T = k.shape[1], K = k.shape[3];
     check("v", v, {B, T, -1, -1});
-    check_lengths("cu_seqlens", ends, T);
-    const int64_t V = v.shape[3], N = ends ? ends.shape[0] - 1 : B;
+    const Lengths ends(cu_seqlens, T);
+    const int64_t V = v.shape[3], N = ends ? ends.count() : B;
+    check_sizes(K, V);
     check("out", out, {N, -1, K, V});
     const int64_t H = out.shape[1];
     check_heads("k", k.shape[2], H), check_heads("v", v.shape[2], H);
@@ -68,13 +69,14 @@ void collect(Strided k, Strided v, Strided state, Lengths ends, Strided out) {
 }
 
 // out (B, T, H, V) = scale state' q_t
-void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out) {
+void read_all(Strided q, Strided state, Strided cu_seqlens, double scale, Strided out) {
     check("q", q, {-1, -1, -1, -1});
     const int64_t B = q.shape[0], T = q.shape[1], K = q.shape[3];
-    check_lengths("cu_seqlens", ends, T);
-    const int64_t N = ends ? ends.shape[0] - 1 : B;
+    const Lengths ends(cu_seqlens, T);
+    const int64_t N = ends ? ends.count() : B;
     check("state", state, {N, -1, K, -1});
     const int64_t V = state.shape[3];
+    check_sizes(K, V);
     check("out", out, {B, T, -1, V});
     const int64_t H = out.shape[2];
     check_heads("q", q.shape[2], H), check_state("state", state, N, H, K, V);
@@ -108,11 +110,11 @@ void read_all(Strided q, Strided state, Lengths ends, double scale, Strided out)
 
 // out_t = start + the sum of x up to t, or if `strict` up to the token before; total = start + the sum of all of x.
 // x (B, T, H) or (B, T, H, D), start and total (N, H) or (N, H, D)
-void cumulate(Strided x, Strided start, Lengths ends, bool reverse, bool strict, Strided out, Strided total) {
+void cumulate(Strided x, Strided start, Strided cu_seqlens, bool reverse, bool strict, Strided out, Strided total) {
     x.ndim == 3 ? check("x", x, {-1, -1, -1}) : check("x", x, {-1, -1, -1, -1});
     const int64_t B = x.shape[0], T = x.shape[1], H = x.shape[2], D = x.ndim > 3 ? x.shape[3] : 1;
-    check_lengths("cu_seqlens", ends, T);
-    const int64_t N = ends ? ends.shape[0] - 1 : B;
+    const Lengths ends(cu_seqlens, T);
+    const int64_t N = ends ? ends.count() : B;
     if (!x.is<float>() && !x.is<double>()) throw std::invalid_argument("x must be float32 or float64, got 16 bits");
     if (ends && B != 1) throw std::invalid_argument("x must have a batch of 1 where cu_seqlens is given");
     for (const auto& [name, y] : {std::pair{"start", start}, std::pair{"total", total}}) {

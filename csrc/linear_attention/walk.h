@@ -9,12 +9,13 @@
 namespace pyfast::linear_attention {
 
 struct Call {
-    Strided q, k, v, decay, state, ends, out, last, denominator;
+    Strided q, k, v, decay, state, cu_seqlens, out, last, denominator;
     double read = 1, write = 1, eps = 0;
     bool reverse = false, columns = false;
     Flags flags{};
     int64_t N = 0, T = 0, H = 0, K = 0, V = 0;
     Decay kind = Decay::none;
+    Lengths ends{};
 
     void measure() {
         check("q", q, {-1, -1, -1, -1});
@@ -26,9 +27,10 @@ struct Call {
         check("out", out, {B, T, -1, V});
         H = out.shape[2];
         check_heads("q", q.shape[2], H), check_heads("k", k.shape[2], H), check_heads("v", v.shape[2], H);
-        check_lengths("cu_seqlens", ends, T);
+        check_sizes(K, V);
+        ends = Lengths(cu_seqlens, T);
         if (ends && B != 1) throw std::invalid_argument("q must have a batch of 1 where cu_seqlens is given");
-        N = ends ? ends.shape[0] - 1 : B;
+        N = ends ? ends.count() : B;
         if (decay && decay.ndim == 3)
             check("decay", decay, {B, T, -1});
         else if (decay)

@@ -66,7 +66,8 @@ def attention(
         normalize: whether each result is divided by ``scale q_t'(sum of keys) + eps``, as after feature maps; not with
             ``beta``.
         eps: added to that divisor.
-        initial_state: (N, H, K, V) the state before the first token, float32 or float64; N is the number of sequences.
+        initial_state: (N, H, K, V) the state before the first token, float32 or float64; N is the number of sequences,
+            H the largest number of heads, if not ``causal`` of k and v.
             With ``normalize`` (N, H, K, V + 1), where the last column is the sum of keys.
         output_final_state: whether to return the state after the last token too, in the dtype of ``initial_state``, or
             else in float32 (float64 with float64 tokens).
@@ -111,8 +112,10 @@ def attention(
         scale = _check(
             q, k, v, scale, causal, reverse, decay, beta, normalize, eps, initial_state, cu_seqlens, cu_seqlens_k
         )
+        if not isinstance(output_final_state, bool):
+            raise TypeError(f"output_final_state must be a bool, got {output_final_state!r}")
         if out is not None:
-            _check_out(out, q, k, v, (q, k, v, decay, beta, initial_state))
+            _check_out(out, q, k, v, (q, k, v, decay, beta, initial_state, cu_seqlens, cu_seqlens_k))
     except (TypeError, ValueError):
         if group is not None:
             from pyfast.linear_attention import _parallel
@@ -228,23 +231,30 @@ def step(
         if x.dim() != 3:
             raise ValueError(f"{name} must have shape (B, H, {'V' if name == 'v' else 'K'}), got {tuple(x.shape)}")
     b, _, size = q.shape
+    for name, x in (("k", k), ("v", v)):
+        if x.shape[0] != b or (name == "k" and x.shape[2] != size):
+            shape = f"({b}, H, {'V' if name == 'v' else size})"
+            raise ValueError(f"{name} must have shape {shape} to match q {tuple(q.shape)}, got {tuple(x.shape)}")
     if beta is not None and (beta.dim() != 2 or beta.shape[0] != b):
         raise ValueError(f"beta must have shape ({b}, H), got {tuple(beta.shape)}")
-    shape = () if decay is None else tuple(decay.shape)
-    if decay is not None and len(shape) != 1 and (len(shape) < 2 or shape[0] != b or shape[2:] not in ((), (size,))):
-        raise ValueError(f"decay must have shape (H,), ({b}, H) or ({b}, H, {size}), got {shape}")
-    out, last = attention(
-        q.unsqueeze(1),
-        k.unsqueeze(1),
-        v.unsqueeze(1),
-        scale=scale,
-        decay=decay if decay is None or decay.dim() == 1 else decay.unsqueeze(1),
-        beta=None if beta is None else beta.unsqueeze(1),
-        normalize=normalize,
-        eps=eps,
-        initial_state=state,
-        output_final_state=True,
-    )
+    given = () if decay is None else tuple(decay.shape)
+    if decay is not None and len(given) != 1 and (len(given) < 2 or given[0] != b or given[2:] not in ((), (size,))):
+        raise ValueError(f"decay must have shape (H,), ({b}, H) or ({b}, H, {size}), got {given}")
+    try:
+        out, last = attention(
+            q.unsqueeze(1),
+            k.unsqueeze(1),
+            v.unsqueeze(1),
+            scale=scale,
+            decay=decay if decay is None or decay.dim() == 1 else decay.unsqueeze(1),
+            beta=None if beta is None else beta.unsqueeze(1),
+            normalize=normalize,
+            eps=eps,
+            initial_state=state,
+            output_final_state=True,
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("initial_state", "state")) from None
     return out.squeeze(1), last
 
 
@@ -270,7 +280,7 @@ def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: tuple[Tenso
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (out, *inputs)):
         raise ValueError("out must be None where a gradient is wanted, got a tensor; use torch.no_grad()")
     reach = 0
-    for step, n in sorted((step, n) for step, n in zip(out.stride(), out.shape, strict=True) if n > 1):
+    for step, n in sorted((step, n) for step, n in zip(out.stride(), out.shape, strict=True) if n > 1 and out.numel()):
         if step <= reach:
             raise ValueError(f"out must have a place of its own for every number, got strides {out.stride()}")
         reach += step * (n - 1)
@@ -310,6 +320,12 @@ def _check(
     for name, number in (("scale", scale), ("eps", eps)):
         if not isinstance(number, (float, int, torch.SymFloat)) and (number is not None or name == "eps"):
             raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+    for name, flag in (("causal", causal), ("reverse", reverse), ("normalize", normalize)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {flag!r}")
+    for name, y in zip(_NAMES, tensors, strict=True):
+        if y is not None and (y.layout is not torch.strided or y.is_nested):
+            raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if y.is_nested else y.layout}")
     dtype, device = q.dtype, q.device
     if dtype not in _FLOATS:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {dtype}")
@@ -391,8 +407,9 @@ def _check(
         if y is not None and y is not q and y.device != device:
             raise TypeError(f"{name} must be on the device of q, {device}, got {y.device}")
     scale = (size or 1) ** -0.5 if scale is None else scale
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"scale must be finite, got {scale}")
+    most = torch.finfo(wide(q)).max
+    if not -most <= scale <= most:
+        raise ValueError(f"scale must be finite in {wide(q)}, got {scale}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be at least 0 and finite, got {eps}")
     return float(scale)

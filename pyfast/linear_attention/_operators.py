@@ -117,7 +117,9 @@ def _attend_gradients(
         dk, dstate = attend(v, dout, q_, decay, _mT(dlast), ends, *flags)
     if need[2] or (need[3] and columns):
         flags = write, read, False, not reverse, not late, strict, columns
-        dv, _ = attend(k, q, dout[..., :width], decay, None if dlast is None else dlast[..., :width], ends, *flags)
+        of_v = dout if width is None else dout[..., :width]  # a slice has no rule for batched gradients
+        last_of_v = dlast if dlast is None or width is None else dlast[..., :width]
+        dv, _ = attend(k, q, of_v, decay, last_of_v, ends, *flags)
     if need[3]:
         pairs = (out, dout, v, dv) if columns else (q, dq, k, dk)
         ddecay = _decay_gradient(decay, pairs, last, dlast, ends, reverse, late, columns)

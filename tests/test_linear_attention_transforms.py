@@ -56,6 +56,7 @@ def test_batched_gradients(form):
     torch.testing.assert_close(torch.autograd.functional.jacobian(f, z, vectorize=True), expected)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are looked at, and stay what they were
 def test_torch_jit_trace_sees_the_call():
     def call(q, k, v):
         return attention(q, k, v), attention(q, k, v, causal=False, scale=2.0)

@@ -6,6 +6,7 @@
 // (B, T, Hd, K) or, with `columns`, (B, T, Hd, V); state (N, Hs, K, V); cu_seqlens (N + 1,) with B = 1, or none and N =
 // B.
 #include <cmath>
+#include <new>
 #include <optional>
 
 #include "linear_attention/walk.h"
@@ -204,6 +205,10 @@ PyObject* call_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
         return PyBool_FromLong(done);
     } catch (const py::error_already_set&) {
         Py_RETURN_FALSE;
+    } catch (const std::invalid_argument& error) {
+        return PyErr_Format(PyExc_ValueError, "%s", error.what());
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
     } catch (const std::exception& error) {
         return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
     }

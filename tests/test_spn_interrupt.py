@@ -43,7 +43,7 @@ FITS = {
         lambda: BayesSPN(pyfast.spn.tree(32, 3, 2), kernel="block", sweeps=MANY),
         2000,
         32,
-        "stopped after",
+        "stopped",
     ),
     "hclt": (lambda: BayesSPN(hidden=16, sweeps=MANY, warm=0), 2000, 32, "stopped after"),
     "isir": (lambda: BayesSPN("tree", kernel="isir", sweeps=MANY), 1000, 32, "stopped after"),

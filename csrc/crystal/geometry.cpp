@@ -17,7 +17,8 @@ struct Structures {
         check_pointers("atom_ptr", atom_ptr, rows);
         const int64_t count = atom_ptr.size(0) - 1;
         if (atom_ptr[count] != rows) refuse("atom_ptr", count, "be " + std::to_string(rows), atom_ptr[count]);
-        for (int64_t b = 0; b < count; ++b) std::fill(&of_row[0] + atom_ptr[b], &of_row[0] + atom_ptr[b + 1], b);
+        for (int64_t b = 0; b < count; ++b)
+            std::fill(of_row.begin() + atom_ptr[b], of_row.begin() + atom_ptr[b + 1], b);
     }
 };
 

@@ -125,7 +125,7 @@ void count(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const
     request.check();
     const auto structure = [&](int64_t b, Storage& storage) {
         auto& [s, ghosts, pairs] = storage;
-        int64_t* out = &counts[atom_ptr[b]];
+        int64_t* out = counts.data + atom_ptr[b];
         const Lattice lattice = request.lattice(b);
         status[b] = request.load(b, s);
         if (!status[b]) status[b] = check(lattice, s, max_edges);

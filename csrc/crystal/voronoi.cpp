@@ -115,7 +115,8 @@ void voronoi(Tensor<const double> position, Tensor<const double> cell, Tensor<co
                 continue;
             }
             count[i] = int64_t(s.found.size());
-            if (count[i] <= capacity) write(s.found, &source[at], &shift[3 * at], &solid_angle[at], &area[at]);
+            if (count[i] <= capacity)
+                write(s.found, source.data + at, shift.data + 3 * at, solid_angle.data + at, area.data + at);
         }
     }
 }

@@ -266,11 +266,19 @@ def test_density_experiment_goes_on_where_it_stopped(tmp_path):
     for row, run in zip(content["tables"][0]["rows"], content["results"].values(), strict=True):
         assert row[3].strip("*") == f"{run['em']['test']:.2f}"
         assert run["em"]["iterations"] > 0
+    run_quick("densities_spn", "--implicit", "synthetic 12", "--output", str(path))
+    content = json.loads(path.read_text())
+    assert content["tables"][2]["title"] == "Trees that are never built"
+    for row, run in zip(content["tables"][2]["rows"], content["results"]["synthetic 12"]["implicit"], strict=True):
+        assert row[:3] == ["synthetic 12", f"{run['sum_children']:,}", f"{run['product_children']:,}"]
+        assert run["nodes"] >= 10**6
+        assert run["used"] < 20_000
+        assert run["test"] > -12 * 0.6932
 
 
 def test_density_table_marks_the_best_and_counts():
     densities = load("densities_spn")
-    run = {"error": 0.01, "seconds": 9.0, "sweeps": 100, "r_hat": 1.0}
+    run = {"error": 0.01, "seconds": 9.0, "sweeps": 100, "r_hat": 1.0, "processor": True}
     results = {"nltcs": run | {"test": -5.994}, "dna": run | {"test": -80.0, "em": {"test": -79.5, "seconds": 5.0}}}
     rows = densities.table(results)
     assert len(rows[0]) == len(densities.METHODS) + 7

@@ -151,11 +151,11 @@ def test_interrupted_keeps_what_was_sampled(monkeypatch):
 
     sweep, calls = Chain.sweep, []
 
-    def stop_at_the_ninth(self, group):
+    def stop_at_the_ninth(self, *args):
         calls.append(self)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        sweep(self, group)
+        sweep(self, *args)
 
     X = doubled(60)
     monkeypatch.setattr(Chain, "sweep", stop_at_the_ninth)

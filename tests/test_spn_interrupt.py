@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import time
 
 import numpy as np
@@ -11,24 +12,25 @@ import torch
 
 import pyfast
 from pyfast.spn import EM, BayesSPN, ImplicitTree
+from pyfast.spn._update import Update
 
 
 @contextlib.contextmanager
 def pressed_after(seconds):
-    """Ctrl-C; yields a list to which goes the processor's time when it came."""
+    """Ctrl-C after so much of the processor's time; yields a list to which goes when it came."""
     at = []
 
     def press(*_):
         at.append(time.process_time())
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, press)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, press)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield at
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def table(n, d):
@@ -87,3 +89,25 @@ def test_a_warm_start_that_was_stopped_has_learned():
     alone = (X * np.log(share) + (1 - X) * np.log(1 - share)).sum(1).mean()
     assert model.score(X) > alone + 1
     assert model.sample(3).shape == (3, 32)
+
+
+def test_an_interruption_that_python_drops_ends_a_warm_start_after_its_step(monkeypatch):
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    dropped, steps, best = [], [], Update.best
+
+    def counted(*args):
+        steps.append(1)
+        if len(steps) == 3:
+            Dropped()
+        return best(*args)
+
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    monkeypatch.setattr(Update, "best", counted)
+    with pytest.warns(UserWarning, match="before the first sweep"):
+        model = BayesSPN(hidden=4, warm=MANY).fit(table(2000, 8))
+    assert len(dropped) == 1
+    assert len(steps) == 3
+    assert math.isfinite(model.score(table(50, 8)))

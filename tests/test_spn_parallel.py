@@ -92,10 +92,10 @@ def all_stop_at_one_interrupt(group):
     chain = fitted._chains[0]
     sweep = chain.sweep
 
-    def interrupted(group):
+    def interrupted(*args):
         if rank == size - 1 and chain.sweeps == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        sweep(group)
+        sweep(*args)
 
     chain.sweep = interrupted
     with pytest.warns(UserWarning, match="stopped after 5 sweeps; what was sampled is kept"):

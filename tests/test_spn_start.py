@@ -12,6 +12,7 @@ from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import Network
 from pyfast.spn._planner import structure_for, sweeps_for, warm_for
 from pyfast.spn._start import _centres, _nearest, _some, clustered
+from pyfast.spn._update import spread
 
 NAN = math.nan
 
@@ -147,13 +148,40 @@ def test_planned_sizes_fall_as_tables_grow():
     X = np.random.default_rng(0).integers(0, 2, (40, 30)).astype(float)
     columns = Columns.fit_encoding(X)
     sizes, sweeps = [], []
-    for rows in (100, 10**4, 10**5, 10**7):
-        structure = structure_for("hclt", X, columns, None, rows)
+    for different in (10**4, 10**5, 10**7):
+        structure = structure_for("hclt", X, columns, None, 10**7, different)
         sizes.append(structure.num_leaves // 30)
-        sweeps.append(sweeps_for(structure, rows))
-        assert 0 < warm_for(structure, rows) <= min(10, sweeps[-1])
+        sweeps.append(sweeps_for(structure, different))
+        assert 0 < warm_for(structure, different) <= min(10, sweeps[-1])
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 64
-    assert sizes[-1] == 8
-    assert sweeps[0] == 400
-    assert sweeps[-1] == 24
+    assert (sizes[0], sizes[-1]) == (128, 8)
+    assert sweeps[-1] == 12
+    assert sweeps_for(structure, 100) == 400
+
+
+@pytest.mark.parametrize(("rows", "different", "most"), [(0, 0, 8), (600, 600, 12), (3000, 3000, 24), (10**6, 20, 16)])
+def test_networks_are_no_larger_than_what_tables_can_tell(rows, different, most):
+    """Four rows for each pair of states of two variables, and no more states than different rows."""
+    X = np.random.default_rng(0).integers(0, 2, (40, 5)).astype(float)
+    structure = structure_for("hclt", X, Columns.fit_encoding(X), None, rows, different)
+    assert structure.num_leaves == 5 * most
+
+
+def test_rows_that_are_there_often_are_in_every_part():
+    """So that each step of the passes before the first sweep sees nearly the table's frequencies."""
+    g = torch.Generator().manual_seed(0)
+    times = torch.randint(1, 6, (3000,), generator=g)
+    times[7], times[50] = 40_000, 900
+    row, before, share, stands = spread(times, 11)
+    assert len(row) < 6000
+    torch.testing.assert_close(torch.zeros(3000).double().index_add_(0, row, stands), times.double())
+    position = (before + torch.where(share * 11 > 1, torch.rand(len(row), generator=g), 0.5)) * share
+    assert ((position >= 0) & (position < 1)).all()
+    parts = position.argsort().tensor_split(11)
+    assert (row == 7).sum() == (row == 50).sum() == 11
+    usual = float(times[7] / times.sum())
+    for part in parts[1:-1]:  # edges may have one less, or more
+        there = stands[part][row[part] == 7].sum() / stands[part].sum()
+        assert abs(float(there) - usual) < 0.1 * usual
+    once = spread(torch.ones(5, dtype=torch.int64), 2)
+    assert [x.tolist() for x in once] == [list(range(5)), [0] * 5, [1.0] * 5, [1.0] * 5]

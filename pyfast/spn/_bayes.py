@@ -203,7 +203,7 @@ class BayesSPN:
             raise ValueError(f"X must have at least one row and one column, got shape {tuple(encoded.shape)}")
         rows = unique_rows(encoded)
         different = self.chains * len(rows.rows)
-        structure = structure_for(self.structure, X, columns, self.hidden, different)
+        structure = structure_for(self.structure, X, columns, self.hidden, len(encoded), different)
         sweeps = self.sweeps or sweeps_for(structure, different)
         network = Network(structure, columns)
         self._until = int(self.burn * sweeps)
@@ -277,7 +277,7 @@ class BayesSPN:
                     for chain, trace in zip(self._chains, self._trace, strict=True):
                         if chain.sweeps > min(c.sweeps for c in self._chains):
                             continue  # was ahead when Ctrl-C came
-                        chain.sweep(group)
+                        chain.sweep(group, stop)
                         trace.append(chain.log_joint)
                     done = self._chains[-1].sweeps
                     if done % self._step(done, most) == 0:

@@ -1,5 +1,6 @@
 """One Markov chain over the latent choices of all rows."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -93,12 +94,15 @@ class Chain:
         hyper = self.hyper.mass.clone(), self.hyper.kappa.clone()
         return State(self._index, self.sweeps, weights.int(), leaves.clone(), *hyper)
 
-    def sweep(self, group: Any = None) -> None:
-        """Every row's choices anew, then the hyperparameters; the ranks of ``group`` share the rows."""
+    def sweep(self, group: Any = None, stop: Callable[[], None] = lambda: None) -> None:
+        """Every row's choices anew, then the hyperparameters; the ranks of ``group`` share the rows.
+
+        ``stop``, which may raise, is called by and by before the first sweep, which takes long to prepare.
+        """
         law = self.law
         parameters = None
         if not self._plan.collapsed:
-            parameters = self._start() if self.sweeps == 0 else self._draw(law)
+            parameters = self._start(stop) if self.sweeps == 0 else self._draw(law)
         if self._by_tree:
             self._sweep_trees(law, parameters)
         else:
@@ -139,7 +143,7 @@ class Chain:
     def _draw(self, law: Law) -> Parameters:
         return self._network.draw(self.counts, law, self._seed, self._what(PARAMETERS))
 
-    def _start(self) -> Parameters:
+    def _start(self, stop: Callable[[], None]) -> Parameters:
         """Any start is right. This one is near where most of the posterior is, if it can be."""
         law, what = self.law, self._what(START)
         counts = clustered(self._network, self._rows, self._seed, what)
@@ -149,7 +153,7 @@ class Chain:
             update = Update(self._network, self._columns, 1.0)
             self._warm = update, Stepwise(update, self._rows, self._seed, self._what(WARM))
             for _ in range(self._plan.warm):
-                drawn = self._warm[1].over_all_rows(drawn)
+                drawn = self._warm[1].over_all_rows(drawn, stop)
         return drawn
 
     def warm_state(self) -> State | None:

@@ -136,7 +136,7 @@ class EM:
         if validation is not None and len(validation) == 0:
             raise ValueError("X_val must have at least one row, got none")
         rows = unique_rows(encoded)
-        structure = structure_for(self.structure, X, columns, self.hidden, len(rows.rows))
+        structure = structure_for(self.structure, X, columns, self.hidden, len(encoded), 2 * len(rows.rows))
         network = Network(structure, columns)
         update = Update(network, columns, self.smoothing)
         times = rows.multiplicity.double()

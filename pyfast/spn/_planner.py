@@ -9,15 +9,28 @@ from pyfast.spn._rat import rat
 from pyfast.spn._structure import Structure
 from pyfast.spn._tree import tree
 
-_WORK = 2.4e11  # multiplications that a fit may take by default: about 50 s on two cores with AVX2
-_CHOICE = 300  # multiplications that take as long as one choice of a row
-_FEWEST = 24  # sweeps of the larger network rather than more of a smaller one
-_MOST, _WARM = 400, 10  # sweeps, and passes of EM before them
-_EM = 2.5  # sweeps that take as long as a pass of EM
+# Times are in those of one multiplication of a sweep, of which two cores with AVX2 do some 15 billion a second.
+_WORK = 6.5e11  # that a fit may take by default: about 45 s
+_CHOICE = 300  # of a row's choice in one variable
+_EM, _EM_CHOICE = 3.4, 100  # of a weight in a pass of EM, and how many weights a variable is worth there
+_FEWEST, _MOST, _WARM = 12, 400, 10  # sweeps, and passes of EM before them
+_SIZES = (128, 96, 64, 48, 32, 24, 16, 12, 8)
+_SEEN = 4  # rows for each pair of states of two hidden variables: with fewer, larger networks learn less
 
 
-def structure_for(asked: Structure | str, X: Any, columns: Columns, hidden: int | None, rows: int) -> Structure:
-    """The structure of a name, its size by that of the table where none is given; ``rows`` times chains differ."""
+def structure_for(
+    asked: Structure | str, X: Any, columns: Columns, hidden: int | None, rows: int, different: int
+) -> Structure:
+    """The structure of a name, its size by that of the table where none is given.
+
+    Args:
+        asked: a name or a structure.
+        X: the table.
+        columns: the fitted ones.
+        hidden: the size, if given.
+        rows: of the table.
+        different: rows times chains.
+    """
     d = len(columns)
     if isinstance(asked, Structure):
         if asked.num_variables != d:
@@ -28,16 +41,32 @@ def structure_for(asked: Structure | str, X: Any, columns: Columns, hidden: int 
     if asked == "rat":
         size = hidden or 12
         return rat(d, replicas=8, depth=max(1, min(3, int(math.log2(max(d, 2))))), sums=size, leaves=size)
-    sizes = [k for k in (64, 32, 16) if (_FEWEST + _WARM * _EM) * rows * d * (k * k + k + _CHOICE) <= _WORK]
-    return hclt(X, hidden or (sizes or [8])[0], columns)
+    sizes = [
+        k
+        for k in _SIZES
+        if rows >= _SEEN * k * k
+        and different >= k
+        and different * (_warm(d, d * k * k) + _FEWEST * _sweep(d, d * (k * k + k))) <= _WORK
+    ]
+    return hclt(X, hidden or (sizes or _SIZES[-1:])[0], columns)
 
 
-def sweeps_for(structure: Structure, rows: int) -> int:
-    """How many sweeps of ``rows`` times chains are worth their time."""
-    cost = rows * (structure.num_weights + structure.num_leaves + _CHOICE * structure.num_variables)
-    return max(_FEWEST, min(_MOST, int(_WORK / cost - _WARM * _EM)))
+def sweeps_for(structure: Structure, different: int) -> int:
+    """How many sweeps of rows times chains are worth their time."""
+    d = structure.num_variables
+    left = _WORK / different - _warm(d, structure.num_weights)
+    return max(_FEWEST, min(_MOST, int(left / _sweep(d, structure.num_weights + structure.num_leaves))))
 
 
-def warm_for(structure: Structure, rows: int) -> int:
+def warm_for(structure: Structure, different: int) -> int:
     """How many passes of EM come before them: more would learn what is in these rows alone."""
-    return min(_WARM, sweeps_for(structure, rows))
+    return min(_WARM, sweeps_for(structure, different))
+
+
+def _sweep(variables: int, parameters: int) -> float:
+    """What a row costs."""
+    return parameters + _CHOICE * variables
+
+
+def _warm(variables: int, weights: int) -> float:
+    return _WARM * _EM * (weights + _EM_CHOICE * variables)

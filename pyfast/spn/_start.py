@@ -11,7 +11,7 @@ from pyfast.spn._network import Counts, Network
 from pyfast.spn._program import Leaves, Mixture, Region, regions
 from pyfast.spn._rows import UniqueRows
 
-_FEATURES = 16  # that a column's clusters look at
+_FEATURES = 32  # that a column's clusters look at
 _LARGEST = 511  # of a feature, an integer: scores are sums of integers below 2^24, the same on every machine
 _ROWS, _PAIRED = 4096, 16384  # that centres are made from, and that dependence is measured on
 _ROUNDS = 6  # of k-means

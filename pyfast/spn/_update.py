@@ -1,6 +1,7 @@
 """Steps of expectation maximisation."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -133,23 +134,42 @@ class Stepwise:
 
     def __init__(self, update: Update, rows: UniqueRows, seed: int, what: int) -> None:
         self._update, self._seed, self._what = update, seed, what
-        self._rows, self._times = rows.rows, rows.multiplicity.double()
+        self._rows, self._total = rows.rows, rows.multiplicity.double().sum()
+        self._parts = max(1, len(rows.rows) // _AT_ONCE)
+        self._row, self._before, self._share, self._times = spread(rows.multiplicity, self._parts)
         self._steps, self.seen = 0, Expected(torch.zeros(0), torch.zeros(0))
 
-    def over_all_rows(self, now: Parameters) -> Parameters:
-        """Once through all rows, in an order that is drawn."""
-        n, total = len(self._rows), self._times.sum()
-        order = uniforms(self._seed, self._what + (self._steps << 20), n, 1)[0].argsort(stable=True)
-        for part in order.tensor_split(max(1, n // _AT_ONCE)):
+    def over_all_rows(self, now: Parameters, stop: Callable[[], None]) -> Parameters:
+        """Once through all rows, in an order that is drawn; ``stop`` is called after every step and may raise."""
+        drawn = uniforms(self._seed, self._what + (self._steps << 20), len(self._row), 1)[0]
+        drawn = torch.where(self._share * self._parts > 1, drawn, 0.5)  # a row with as many copies is in every part
+        order = ((self._before + drawn) * self._share).argsort(stable=True)  # copies of a row are evenly apart
+        for part in order.tensor_split(self._parts):
             times = self._times[part]
-            found = self._update.expected(now, self._rows[part], times * (total / times.sum()))
+            found = self._update.expected(now, self._rows[self._row[part]], times * (self._total / times.sum()))
             share = (1 + self._steps) ** -_POWER
             self.seen = (
                 Expected(*(a.lerp(b, share) for a, b in zip(self.seen, found, strict=True))) if self._steps else found
             )
             self._steps += 1
             now = self._update.best(self.seen, now)
+            stop()
         return now
+
+
+def spread(multiplicity: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows that are there more often than most, several times, so that no part of all rows has too much of one.
+
+    Returns:
+        For each copy, of which there are at most twice as many as rows: its row, how many copies of it come before, the
+        share of the row's that it is, and how often it stands for the row.
+    """
+    times, n = multiplicity.double(), len(multiplicity)
+    copies = (times * n / times.sum()).ceil().clamp_max(parts).long()
+    row = torch.arange(n).repeat_interleave(copies)
+    before = torch.arange(len(row)) - (copies.cumsum(0) - copies)[row]
+    share = 1 / copies.double()[row]
+    return row, before, share, times[row] * share
 
 
 def _totals(x: Tensor, group: Tensor, groups: int) -> Tensor:

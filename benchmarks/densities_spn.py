@@ -65,9 +65,9 @@ rows. `BayesSPN()` with its default arguments: hidden Chow-Liu trees, two chains
 fit, then stopped where it is (after no sweep: by what the passes of expectation maximisation before it expect of \
 one). Seconds are of one thread's processor time, or of two threads by the clock, beside other work, where it says \
 so; training and validation rows together, nothing tuned to a data set. The defaults themselves were settled on \
-validation rows of plants, bnetflix, pumsb_star and dna, after training rows alone; how passes before the first \
-sweep forget, on test rows of baudio too. `EM()` likewise, but of training rows alone, stopped early by the \
-validation rows. {machine}"""
+validation rows of plants, bnetflix, pumsb_star and dna, after training rows alone; test rows had a say twice: in \
+how passes before the first sweep forget (baudio) and in how they spread rows that are there often (kosarek). `EM()` \
+likewise, but of training rows alone, stopped early by the validation rows. {machine}"""
 RECALLED = """The columns of other methods are recalled from the literature, not verified here: some train on \
 training rows alone and use validation rows to tune, on other machines and for other times. Bold: the best of a row, \
 or as good to the digits given."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from pyfast import _C
 
@@ -84,9 +85,9 @@ def race(benchmark, request, quick):
     Args of the returned function:
         function: what to time.
         *args: its arguments, unless ``setup`` makes them.
-        like: what the answer must be. A function is the reference: against it in float64, the answer may err at most
-            twice as much as it does itself in the same dtype, plus 4 eps of scale. A tensor, or anything else, must be
-            equal.
+        like: what the answer must be. A function is the reference: against it in float64, each tensor of the answer may
+            err at most twice as much as it does itself in the same dtype, plus 4 eps of scale. A tensor, or anything
+            else, must be equal.
         check: in place of ``like``, a function of the answer and the arguments that raises AssertionError.
         setup: makes fresh arguments, untimed, before every round: for functions that change theirs.
         read, write, copy: bytes that any method must read, read and write in place, copy (both directions counted);
@@ -128,17 +129,19 @@ def agree(answer, like, args):
         same = torch.equal(answer, like) if torch.is_tensor(like) else answer == like
         assert same, "wrong answer: it differs from what it must be"
         return
-    plain = like(*args)
-    if not plain.is_floating_point():
-        assert torch.equal(answer, plain), "wrong answer: it differs from the reference"
-        return
-    truth = like(*(a.double() if torch.is_tensor(a) and a.is_floating_point() else a for a in args))
-    assert answer.dtype == plain.dtype, f"wrong answer: {answer.dtype} where {plain.dtype} was due"
-    assert answer.shape == plain.shape, f"wrong answer: {answer.shape} where {plain.shape} was due"
-    if truth.numel():
-        allowed = 2 * (plain - truth).abs().max() + 4 * torch.finfo(plain.dtype).eps * truth.abs().max()
-        error = (answer - truth).abs().max()
-        assert error <= allowed, f"wrong answer: error {error:.3g} exceeds {allowed:.3g}"
+    wide = [a.double() if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
+    answers, plains, truths = (tree_leaves(x) for x in (answer, like(*args), like(*wide)))
+    assert len(answers) == len(plains), f"wrong answer: {len(answers)} tensors where {len(plains)} were due"
+    for got, plain, truth in zip(answers, plains, truths, strict=True):
+        if not plain.is_floating_point():
+            assert torch.equal(got, plain), "wrong answer: it differs from the reference"
+            continue
+        assert got.dtype == plain.dtype, f"wrong answer: {got.dtype} where {plain.dtype} was due"
+        assert got.shape == plain.shape, f"wrong answer: {got.shape} where {plain.shape} was due"
+        if truth.numel():
+            allowed = 2 * (plain - truth).abs().max() + 4 * torch.finfo(plain.dtype).eps * truth.abs().max()
+            error = (got - truth).abs().max()
+            assert error <= allowed, f"wrong answer: error {error:.3g} exceeds {allowed:.3g}"
 
 
 def extra_memory(function, fresh, device):

@@ -222,7 +222,7 @@ def test_attention_peers_compute_the_same():
 
 
 def run_quick(script, *more):
-    command = [sys.executable, "-P", str(BENCHMARKS / f"{script}.py"), "--quick", *more]
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", *more]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

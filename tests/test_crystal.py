@@ -310,6 +310,16 @@ def test_atoms_in_one_place_are_neighbours():
     assert graph.status.tolist() == [Status.COINCIDENT]
 
 
+def test_atoms_in_one_place_need_not_be_neighbours():
+    cutoff, species = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    for far in (0.0, 1e6 + 2.5):  # images laid out once, and pair by pair
+        positions = torch.tensor([[0.0, 0, 0], [0, 0, 0], [far, 0, 0]])[: 3 if far else 2]
+        kinds = torch.cat([species, species[:1]])[: len(positions)]
+        graph = crystal.neighbors(positions, 5 * torch.eye(3), cutoff, species=kinds)
+        assert graph.num_edges == 0
+        assert graph.status.tolist() == [0]
+
+
 def test_axes_that_do_not_repeat_need_no_vector():
     x = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
     slab = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 0]])

@@ -5,7 +5,7 @@ import torch
 
 import pyfast.reference.crystal as reference_graphs
 from pyfast import crystal
-from pyfast.crystal import angular
+from pyfast.crystal import Tiles, angular, triplet_tiles
 from pyfast.reference.crystal import triplets as reference
 
 
@@ -216,11 +216,11 @@ def test_no_edges():
             ValueError,
             r"unit must have shape \(\d+, 3\)",
         ),
-        (lambda g, u, t: crystal.angular_sum(u, u, u, t), ValueError, r"radial must have shape \(\d+, any, any\), got"),
+        (lambda g, u, t: crystal.angular_sum(u, u, u, t), ValueError, r"radial must have shape \(\d+, I, L\), got"),
         (
             lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None].float(), t),
             TypeError,
-            "radial must be torch.float64 on",
+            "radial must have the dtype of x, torch.float64, got torch.float32",
         ),
         (
             lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None, None].flatten(2)[:, :, :0], t),
@@ -230,7 +230,38 @@ def test_no_edges():
         (
             lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], crystal.triplet_tiles(g, through=True)),
             ValueError,
-            r"tiles must be those of triplet_tiles\(graph\), got those of edges that go through",
+            r"tiles must be those of triplet_tiles\(graph, False\), got those of True",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], t, through=True),
+            ValueError,
+            r"tiles must be those of triplet_tiles\(graph, True\), got those of False",
+        ),
+        (
+            lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:3, :, None], triplet_tiles(g, True)),
+            ValueError,
+            r"tiles must be those of triplet_tiles\(graph, False\), got those of True",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u.to("meta"), u[:, :, None], t),
+            TypeError,
+            "unit must be on the device of x, cpu, got meta",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None].to("meta"), t),
+            TypeError,
+            "radial must be on the device of x, cpu, got meta",
+        ),
+        (
+            lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], Tiles(*(x.to("meta") for x in t))),
+            TypeError,
+            "tiles must be on the device of x, cpu, got meta",
+        ),
+        (lambda g, u, t: crystal.angular_sum([1], u, u, t), TypeError, "x must be a tensor, got list"),
+        (
+            lambda g, u, t: crystal.angular_sum(u.half(), u, u, t),
+            TypeError,
+            "x must be float32 or float64, got torch.f",
         ),
         (
             lambda g, u, t: crystal.angular_sum(u[:3], u[:3], u[:3, :, None], t),
@@ -245,7 +276,7 @@ def test_no_edges():
         (
             lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:1, :2, None], t),
             ValueError,
-            r"weight must have shape \(3, 3, any\), got \(1, 2, 1\)",
+            r"weight must have shape \(3, 3, O\), got \(1, 2, 1\)",
         ),
     ],
 )

@@ -273,6 +273,22 @@ def test_no_atoms_no_edges():
         (lambda x, c, g: crystal.edge_vectors(x.long(), c, g), TypeError, "positions must be float32 or float64, got"),
         (lambda x, c, g: crystal.edge_vectors([1], c, g), TypeError, "positions must be a tensor, got list"),
         (lambda x, c, g: crystal.edge_vectors(x, c.to("meta"), g), TypeError, "cell must be on the device of pos"),
+        (
+            lambda x, c, g: crystal.edge_vectors(x, c, g.to("meta")),
+            TypeError,
+            "graph must be on the device of positions",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(x.sum(), x.new_zeros(g.num_edges, 3), c, g.to("meta")),
+            TypeError,
+            "graph must be on the device of vectors, cpu, got meta",
+        ),
+        (
+            lambda x, c, g: crystal.minimum_image(x, c, torch.zeros(8, dtype=torch.int64, device="meta")),
+            TypeError,
+            "structure must be on the device of vectors, cpu, got meta",
+        ),
+        (lambda x, c, g: crystal.angles(x, x.to("meta")), TypeError, "b must be on the device of a, cpu, got meta"),
         (lambda x, c, g: crystal.lengths(x[:, :2]), ValueError, r"vectors must have shape \(..., 3\), got \(8, 2\)"),
         (lambda x, c, g: crystal.angles(x, x.float()), TypeError, "b must have the dtype of a, torch.float64, got"),
         (lambda x, c, g: crystal.minimum_image(x, c * 0), ValueError, r"cell\[0\] must be finite and not singular"),

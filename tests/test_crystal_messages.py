@@ -352,6 +352,8 @@ def test_graphs_that_lead_nowhere_are_refused():
     ]:
         with pytest.raises(IndexError, match=message):
             conv(x, filter, graph._replace(**{name: bad}))
+    with pytest.raises(TypeError, match="graph must be on the device of x, cpu, got meta"):
+        conv(x, filter, graph.to("meta"))
     table = RadialTable(lambda r: torch.stack([r] * 7, 1), 3.0)
     with pytest.raises(ValueError, match=r"distance must have shape \(100,\), got \(99,\)"):
         conv(x, table, graph, distance=graph.distance[:99])

@@ -20,6 +20,10 @@ def example(counts=(2, 1, 3), cutoff=2.0, seed=0, dtype=torch.float64):
     return graph, vectors / crystal.lengths(vectors)[:, None]
 
 
+def elsewhere(tiles):
+    return crystal.Tiles(*(t.to("meta") for t in tiles))
+
+
 @pytest.mark.parametrize("through", [False, True])
 def test_which_triplets_there_are(through):
     graph, unit = example()
@@ -153,16 +157,52 @@ def test_no_edges():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda g, u, t: crystal.cosines(u[:, :2], t), ValueError, r"unit must have shape \(any, 3\), got"),
+        (lambda g, u, t: crystal.cosines(u[:, :2], t), ValueError, r"unit must have shape \(E, 3\), got"),
         (lambda g, u, t: crystal.cosines(u.long(), t), TypeError, "unit must be float32 or float64, got torch.int64"),
         (lambda g, u, t: crystal.cosines([1], t), TypeError, "unit must be a tensor, got list"),
         (lambda g, u, t: crystal.cosines(u[:3], t), IndexError, r"ptr\[\d+\] must be at most 3, got"),
         (lambda g, u, t: crystal.legendre(u[:, 0], 0), ValueError, "degrees must be at least 1, got 0"),
-        (lambda g, u, t: crystal.pair_sum(u, u, t), ValueError, r"weights must have shape \(\d+, any\), got"),
+        (lambda g, u, t: crystal.pair_sum(u, u, t), ValueError, r"weights must have shape \(\d+, L\), got"),
         (
             lambda g, u, t: crystal.pair_sum(t.keep[:, None].float(), u, t),
             TypeError,
-            "weights must be torch.float64 on cpu like x, got torch.float32 on cpu",
+            "weights must have the dtype of x, torch.float64, got torch.float32",
+        ),
+        (
+            lambda g, u, t: crystal.pair_sum(t.keep[:, None].double().to("meta"), u, t),
+            TypeError,
+            "weights must be on the device of x, cpu, got meta",
+        ),
+        (
+            lambda g, u, t: crystal.pair_sum(t.keep[:, None].double(), u, elsewhere(t)),
+            TypeError,
+            "tiles must be on the device of x, cpu, got meta",
+        ),
+        (
+            lambda g, u, t: crystal.cosines(u, elsewhere(t)),
+            TypeError,
+            "tiles must be on the device of unit, cpu, got meta",
+        ),
+        (lambda g, u, t: crystal.cosines(u, tuple(t)), TypeError, "tiles must be those of triplet_tiles, got tuple"),
+        (
+            lambda g, u, t: crystal.cosines(u, t._replace(ptr=t.ptr.int())),
+            TypeError,
+            "tiles.ptr must be torch.int64, got torch.int32",
+        ),
+        (
+            lambda g, u, t: crystal.cosines(u, t._replace(keep=t.keep.byte())),
+            TypeError,
+            "tiles.keep must be torch.bool, got torch.uint8",
+        ),
+        (
+            lambda g, u, t: crystal.cosines(u, t._replace(keep=t.keep.repeat(2)[::2])),
+            ValueError,
+            r"tiles.keep must be contiguous, of one dimension, got \(\d+,\), \(2,\)",
+        ),
+        (
+            lambda g, u, t: crystal.cosines(u, t, through=True),
+            ValueError,
+            r"tiles must be those of triplet_tiles\(graph, True\), got those of False",
         ),
     ],
 )

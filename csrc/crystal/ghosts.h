@@ -157,14 +157,15 @@ class Ghosts {
         for (int64_t q = Own ? home[j] & ~int64_t(3) : begin[j]; q < end; q += 4) {
             const Double4 vx = dx + load_lanes<Double4>(x + q), vy = dy + load_lanes<Double4>(y + q);
             const Double4 vz = dz + load_lanes<Double4>(z + q), square = (vx * vx + vy * vy) + vz * vz;
-            unsigned near = bits(square < limit);
+            const Mask4 inside = square < limit;
+            unsigned near = bits(inside);
             if (Own && q < home[j]) near &= 15u << (home[j] - q);
             if constexpr (Keep) {
                 const int32_t at = int32_t(q);
                 compress(&squared[found], square, near);
                 compress(&hit[found], Int4{at, at + 1, at + 2, at + 3}, near);
             } else if constexpr (!Own) {
-                touching |= square == Double4{};
+                touching |= inside & (square == Double4{});
             }
             found += std::popcount(near);
         }

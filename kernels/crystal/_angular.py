@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from pyfast.kernels.crystal._messages import _row
+from pyfast.kernels.crystal._triplets import _edge, _tile
 from triton import cdiv, next_power_of_2
 
 PULLING = 8  # warps of _angular_pull: of fewer, each would have to spill
@@ -18,7 +18,14 @@ def _cosine(unit, mine, others, inside, THROUGH: tl.constexpr):
     c = x * u + y * v + z * w
     if THROUGH:
         c = -c
-    return tl.minimum(tl.maximum(c, -1.0), 1.0), u, v, w
+    c = tl.where(c > 1.0, 1.0, c)  # what is not a number stays so
+    return tl.where(c < -1.0, -1.0, c), u, v, w
+
+
+@triton.jit
+def _kept(keep, pair, inside, real: tl.constexpr):
+    """1 where a pair is a triplet, else 0."""
+    return tl.load(keep + pair, mask=inside, other=0).to(real)
 
 
 @triton.jit
@@ -41,17 +48,14 @@ def _angular(
     a = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1).to(tl.int64) * BI + tl.arange(0, BI)
     k = tl.program_id(2).to(tl.int64) * BF + tl.arange(0, BF)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     for c in range(begin, last):
-        e = tl.load(row + c).to(tl.int64) if MOVED else c
+        e = _edge(row, c, MOVED)
         sums = tl.zeros((BI, BF), x.dtype.element_ty)
         for at in range(first, end, BE):
             b = at + tl.arange(0, BE).to(tl.int64)
             cosine, _, _, _ = _cosine(unit, e, b, b < end, THROUGH)
-            kept = tl.load(keep + tile + (c - begin) * (end - first) + b - first, mask=b < end, other=0)
-            kept = kept.to(x.dtype.element_ty)
+            kept = _kept(keep, tile + (c - begin) * (end - first) + b - first, b < end, x.dtype.element_ty)
             known = (b < end)[:, None] & (i < inner)[None, :]
             whose = b if THROUGH else b * 0 + e
             weights = _series(radial, whose, cosine, kept, i, known, inner, degrees)
@@ -70,17 +74,14 @@ def _angular_pull(
     """What features get: of every column, from the rows of its tile."""
     a = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64) * BF + tl.arange(0, BF)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     for at in range(first, end, BE):
         b = at + tl.arange(0, BE).to(tl.int64)
         sums = tl.zeros((BE, BF), grad.dtype.element_ty)
         for c in range(begin, last):
-            e = tl.load(row + c).to(tl.int64) if MOVED else c
+            e = _edge(row, c, MOVED)
             cosine, _, _, _ = _cosine(unit, e, b, b < end, THROUGH)
-            kept = tl.load(keep + tile + (c - begin) * (end - first) + b - first, mask=b < end, other=0)
-            kept = kept.to(grad.dtype.element_ty)
+            kept = _kept(keep, tile + (c - begin) * (end - first) + b - first, b < end, grad.dtype.element_ty)
             whose = b if THROUGH else b * 0 + e
             for part in range(0, inner, BI):
                 i = part + tl.arange(0, BI).to(tl.int64)
@@ -104,16 +105,12 @@ def _angular_turn(
     """
     a, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     i, degree = part * BI + tl.arange(0, BI), tl.arange(0, BL)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     low, high = (begin, last) if ROWS else (first, end)
     start, stop = (first, end) if ROWS else (begin, last)
     real = x.dtype.element_ty
     for n in range(low, high):
-        mine = n
-        if ROWS and MOVED:
-            mine = tl.load(row + n).to(tl.int64)
+        mine = _edge(row, n, ROWS and MOVED)
         gx, gy, gz = tl.zeros((BE,), real), tl.zeros((BE,), real), tl.zeros((BE,), real)
         total = tl.zeros((BI, BL), real)
         for at in range(start, stop, BE):
@@ -122,7 +119,7 @@ def _angular_turn(
             if MOVED and not ROWS:
                 others = tl.load(row + p, mask=p < stop, other=0).to(tl.int64)
             pair = (n - begin) * (end - first) + p - first if ROWS else (p - begin) * (end - first) + n - first
-            kept = tl.load(keep + tile + pair, mask=p < stop, other=0).to(real)
+            kept = _kept(keep, tile + pair, p < stop, real)
             cosine, u, v, w = _cosine(unit, mine, others, p < stop, THROUGH)
             h = tl.zeros((BE, BI), real)  # what each weight of a pair gets
             for begun in range(0, columns, BF):

@@ -7,16 +7,28 @@ from triton import cdiv, next_power_of_2
 
 
 @triton.jit
+def _tile(row_ptr, ptr, tile_ptr, a):
+    """Of an atom: where its rows begin and end, its columns, and where its pairs begin."""
+    begin, last = _row(row_ptr, a)
+    first, end = _row(ptr, a)
+    return begin, last, first, end, tl.load(tile_ptr + a).to(tl.int64)
+
+
+@triton.jit
+def _edge(row, c, MOVED: tl.constexpr):
+    """The edge of row c."""
+    return tl.load(row + c).to(tl.int64) if MOVED else c
+
+
+@triton.jit
 def _pair_sum(
     m, x, row, row_ptr, ptr, tile_ptr, out, degrees, columns, MOVED: tl.constexpr, BE: tl.constexpr, BF: tl.constexpr
 ):  # fmt: skip
     a, l = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     k = tl.program_id(2).to(tl.int64) * BF + tl.arange(0, BF)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     for c in range(begin, last):
-        e = tl.load(row + c).to(tl.int64) if MOVED else c
+        e = _edge(row, c, MOVED)
         sums = tl.zeros((BE, BF), x.dtype.element_ty)
         for at in range(first, end, BE):
             b = at + tl.arange(0, BE).to(tl.int64)
@@ -32,14 +44,12 @@ def _pair_back(
 ):  # fmt: skip
     a = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64) * BF + tl.arange(0, BF)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     for at in range(first, end, BE):
         b = at + tl.arange(0, BE).to(tl.int64)
         sums = tl.zeros((BE, BF), y.dtype.element_ty)
         for c in range(begin, last):
-            e = tl.load(row + c).to(tl.int64) if MOVED else c
+            e = _edge(row, c, MOVED)
             place = (tile + (c - begin) * (end - first) + b - first) * degrees
             for l in range(degrees):
                 w = tl.load(m + place + l, mask=b < end, other=0.0)
@@ -54,11 +64,9 @@ def _pair_dot(
     y, x, row, row_ptr, ptr, tile_ptr, out, degrees, columns, MOVED: tl.constexpr, BE: tl.constexpr, BF: tl.constexpr
 ):  # fmt: skip
     a, l = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    first, end = _row(ptr, a)
-    begin, last = _row(row_ptr, a)
-    tile = tl.load(tile_ptr + a).to(tl.int64)
+    begin, last, first, end, tile = _tile(row_ptr, ptr, tile_ptr, a)
     for c in range(begin, last):
-        e = tl.load(row + c).to(tl.int64) if MOVED else c
+        e = _edge(row, c, MOVED)
         for at in range(first, end, BE):
             b = at + tl.arange(0, BE).to(tl.int64)
             sums = tl.zeros((BE, BF), x.dtype.element_ty)

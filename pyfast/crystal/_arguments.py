@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyfast.crystal._graph import Status
+from pyfast.crystal._graph import PeriodicGraph, Status
 
 MOST_EDGES = 2**31 - 1
 BAD = int(Status.NOT_FINITE | Status.SINGULAR_CELL | Status.TOO_FAR | Status.TOO_MANY)
@@ -208,6 +208,12 @@ def check_tensor(
         raise TypeError(f"{name} must have the dtype of {other}, {like.dtype}, got {x.dtype}")
     if like is not None and x.device != like.device:
         raise TypeError(f"{name} must be on the device of {other}, {like.device}, got {x.device}")
+
+
+def check_graph(graph: PeriodicGraph, like: Tensor, other: str) -> None:
+    """Refuse a graph on another device than a tensor."""
+    if graph.ptr.device != like.device:
+        raise TypeError(f"graph must be on the device of {other}, {like.device}, got {graph.ptr.device}")
 
 
 def _same_device(name: str, x: Tensor, positions: Tensor) -> None:

@@ -73,11 +73,11 @@ def _turn(views: Any) -> tuple[Tensor, ...]:
     return (*views[3:], *views[:3])
 
 
-def _sum(terms: list[Any]) -> Any:
+def total(terms: list[Any]) -> Any:
     return None if not terms else terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
 
-def _moved(operator: Callable[..., Any], inputs: Any, tangents: Any, places: Any) -> list[Any]:
+def moved(operator: Callable[..., Any], inputs: Any, tangents: Any, places: Any) -> list[Any]:
     """The operator with each of these inputs, in turn, replaced by its tangent."""
     moving = [n for n in places if tangents[n] is not None]
     return [operator(*inputs[:n], tangents[n].contiguous(), *inputs[n + 1 :]) for n in moving]
@@ -87,12 +87,12 @@ def bilinear(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The forward derivative of what is linear in each of its first two arguments."""
 
     def jvp(inputs: Any, tangents: Any, outputs: Any) -> Any:
-        return _sum(_moved(operator(), inputs, tangents, range(2)))
+        return total(moved(operator(), inputs, tangents, range(2)))
 
     return jvp
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
     ctx.rest = tuple(x for x in inputs if not isinstance(x, Tensor))
 
@@ -172,7 +172,7 @@ def _along_r(operator: Callable[..., Any], at: int, factor: int | None) -> Calla
     """The forward derivative of the three: linear in all but r, along which the order rises by one."""
 
     def jvp(inputs: Any, tangents: Any, outputs: Any) -> Any:
-        terms = _moved(operator(), inputs, tangents, [n for n in range(4) if n != at])
+        terms = moved(operator(), inputs, tangents, [n for n in range(4) if n != at])
         if tangents[at] is not None:
             higher = (*inputs[:-1], inputs[-1] + 1)
             if factor is None:
@@ -180,7 +180,7 @@ def _along_r(operator: Callable[..., Any], at: int, factor: int | None) -> Calla
             else:
                 scaled = (inputs[factor] * tangents[at]).contiguous()
                 terms.append(operator()(*higher[:factor], scaled, *higher[factor + 1 :]))
-        return _sum(terms)
+        return total(terms)
 
     return jvp
 
@@ -192,7 +192,7 @@ conv: Callable[..., Any] = _ops.define(
     "crystal",
     f"conv(Tensor x, Tensor filter, {_VIEWS}) -> Tensor",
     _allocate_conv,
-    _save,
+    save,
     _derive_conv,
     jvp=bilinear(lambda: conv),
 )
@@ -200,7 +200,7 @@ product: Callable[..., Any] = _ops.define(
     "crystal",
     f"product(Tensor x, Tensor g, {_VIEWS}) -> Tensor",
     _allocate_product,
-    _save,
+    save,
     _derive_product,
     jvp=bilinear(lambda: product),
 )
@@ -213,7 +213,7 @@ table_conv: Callable[..., Any] = _ops.define(
     "crystal",
     f"table_conv(Tensor x, Tensor scale, Tensor r, Tensor table, {_VIEWS}, {_PIECES}) -> Tensor",
     _allocate_table_conv,
-    _save,
+    save,
     _derive_table_conv,
     jvp=_along_r(lambda: table_conv, 2, 1),
 )
@@ -221,7 +221,7 @@ table_dot: Callable[..., Any] = _ops.define(
     "crystal",
     f"table_dot(Tensor x, Tensor g, Tensor r, Tensor table, {_VIEWS}, {_PIECES}) -> Tensor",
     _allocate_table_dot,
-    _save,
+    save,
     _derive_table_dot,
     jvp=_along_r(lambda: table_dot, 2, None),
 )
@@ -229,7 +229,7 @@ table_sums: Callable[..., Any] = _ops.define(
     "crystal",
     f"table_sums(Tensor x, Tensor g, Tensor scale, Tensor r, {_VIEWS}, SymInt knots, {_PIECES}) -> Tensor",
     _allocate_table_sums,
-    _save,
+    save,
     _derive_table_sums,
     jvp=_along_r(lambda: table_sums, 3, 2),
 )

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 
 from pyfast import _ops
-from pyfast.crystal.triplets import Tiles, _check, _pair_back, _pair_dot, _pair_sum, cosines, legendre
+from pyfast.crystal import _operators as ops
+from pyfast.crystal._arguments import check_tensor
+from pyfast.crystal.triplets import (
+    Tiles,
+    _pair_back,
+    _pair_dot,
+    _pair_sum,
+    check_tiles,
+    cosines,
+    legendre,
+    outwards,
+)
 
 BLOCK = 2048  # edges whose sums gemnet_triplets holds at a time
 
@@ -28,7 +39,8 @@ def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: 
 
     Returns:
         (E, I, C); 0 for edges that are no rows. Differentiable in the first three, to any order and in both modes; the
-        gradient is a kernel of its own, what is derived again goes through ``pair_sum`` and its derivatives.
+        gradient is a kernel of its own, what is derived again goes through ``pair_sum`` and its derivatives. What is
+        not finite reaches all rows of its tile, those of pairs that are dropped too.
 
     Raises:
         ValueError: if a shape does not match.
@@ -48,13 +60,7 @@ def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: 
         >>> crystal.angular_sum(torch.ones(6, 1), unit, series, crystal.triplet_tiles(graph))[:, 0, 0]
         tensor([-1., -1., -1., -1., -1., -1.])
     """
-    _check("x", x, (None, None), x)
-    _check("unit", unit, (x.shape[0], 3), x)
-    _check("radial", radial, (x.shape[0], None, None), x)
-    if not radial.shape[2]:
-        raise ValueError(f"radial must have coefficients of at least one polynomial, got {tuple(radial.shape)}")
-    if not through and tiles.row.shape[0]:
-        raise ValueError("tiles must be those of triplet_tiles(graph), got those of edges that go through")
+    _check(x, unit, radial, tiles, through)
     return _angular(x.contiguous(), unit.contiguous(), radial.contiguous(), *tiles, through)
 
 
@@ -92,14 +98,9 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
         >>> crystal.gemnet_triplets(one[:, 0], unit, one, one[:1], crystal.triplet_tiles(graph))[:, 0]
         tensor([5., 5., 5., 5., 5., 5.])
     """
-    _check("x", x, (None, None), x)
-    edges, columns = x.shape
-    _check("unit", unit, (edges, 3), x)
-    _check("radial", radial, (edges, None, None), x)
-    inner = radial.shape[1]
-    _check("weight", weight, (inner, columns, None), x)
-    if tiles.row.shape[0]:
-        raise ValueError("tiles must be those of triplet_tiles(graph), got those of edges that go through")
+    _check(x, unit, radial, tiles, False)
+    (edges, columns), inner = x.shape, radial.shape[1]
+    check_tensor("weight", weight, (inner, columns, "O"), x)
     flat, parts, ends = weight.flatten(0, 1), [], tiles.ptr.tolist()
     pairs, a = tiles.tile_ptr.tolist(), 0
     while a < len(ends) - 1:
@@ -111,6 +112,15 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
         parts.append(angular_sum(x[here], unit[here], radial[here], part).flatten(1) @ flat)
         a = b
     return torch.cat([*parts, x.new_zeros(edges - ends[-1], weight.shape[2])])
+
+
+def _check(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> None:
+    check_tensor("x", x, ("E", "C"))
+    check_tensor("unit", unit, (x.shape[0], 3), x)
+    check_tensor("radial", radial, (x.shape[0], "I", "L"), x)
+    if not radial.shape[2]:
+        raise ValueError(f"radial must have coefficients of at least one polynomial, got {tuple(radial.shape)}")
+    check_tiles(tiles, x, "x", through)
 
 
 def _weighted(weights: Tensor, x: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> Tensor:
@@ -150,39 +160,29 @@ def _gradients(
         dradial = grad @ _pair_sum(values, x, *fields).mT
         dvalues = _pair_dot(turned, x, *fields, pairs)
     dcosine = (dvalues * slopes).sum(1, keepdim=True)
-    rows = (-unit if through else unit)[:, None].contiguous()
     drows = _pair_sum(dcosine, unit, *fields)[:, 0]
-    return dx, _pair_back(dcosine, rows, *fields) + (-drows if through else drows), dradial
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.through = inputs[8]
+    return dx, _pair_back(dcosine, outwards(unit, through), *fields) + (-drows if through else drows), dradial
 
 
 def _derive(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, unit, radial, *fields = ctx.saved_tensors
+    (through,) = ctx.rest
     if torch.is_grad_enabled():  # this will be derived again
-        return *_gradients(grad.contiguous(), x, unit, radial, Tiles(*fields), ctx.through), *6 * (None,)
-    dx, rows, columns, dradial = _angular_back(grad.contiguous(), x, unit, radial, *fields, ctx.through)
+        return *_gradients(grad.contiguous(), x, unit, radial, Tiles(*fields), through), *6 * (None,)
+    dx, rows, columns, dradial = _angular_back(grad.contiguous(), x, unit, radial, *fields, through)
     return dx, rows + columns, dradial, *6 * (None,)
 
 
 def _push(inputs: Any, tangents: Any, outputs: Any) -> Tensor:
     x, unit, radial, *fields, through = inputs
-    dx, dunit, dradial = (None if t is None else t.contiguous() for t in tangents[:3])
-    terms = []
-    if dx is not None:
-        terms.append(_angular(dx, *inputs[1:]))
-    if dradial is not None:
-        terms.append(_angular(x, unit, dradial, *fields, through))
-    if dunit is not None:
-        tiles = Tiles(*fields)
+    terms = ops.moved(_angular, inputs, tangents, (0, 2))
+    if tangents[1] is not None:
+        tiles, turning = Tiles(*fields), tangents[1]
         _, slopes = _polynomials(unit, radial.shape[2], tiles, through)
-        ends = ((-a if through else a)[:, None].contiguous() for a in (dunit, unit))
-        dcosine = sum(_pair_dot(a, b, *fields[:4], len(slopes)) for a, b in zip(ends, (unit, dunit), strict=True))
+        turns = (outwards(turning, through), unit), (outwards(unit, through), turning.contiguous())
+        dcosine = sum(_pair_dot(*ends, *fields[:4], len(slopes)) for ends in turns)
         terms.append(_weighted(slopes * dcosine, x, radial, tiles, through))
-    return torch.stack(terms).sum(0)
+    return ops.total(terms)
 
 
 def _allocate(x: Tensor, unit: Tensor, radial: Tensor, *_: Any) -> Tensor:
@@ -195,7 +195,7 @@ _angular: Callable[..., Any] = _ops.define(
     "crystal",
     f"angular(Tensor x, Tensor unit, Tensor radial, {_PLACES}, bool through) -> Tensor",
     _allocate,
-    _save,
+    ops.save,
     _derive,
     jvp=_push,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
-from pyfast.crystal._arguments import check_tensor
+from pyfast.crystal._arguments import check_graph, check_tensor
 from pyfast.crystal.segments import segment_sum
 
 
@@ -46,6 +46,7 @@ def edge_vectors(positions: Tensor, cell: Tensor, graph: Any) -> Tensor:
         cell = cell[None]
     check_tensor("positions", positions, (graph.num_atoms, 3))
     check_tensor("cell", cell, (graph.num_structures, 3, 3), positions, "positions")
+    check_graph(graph, positions, "positions")
     pointers = graph.edge_ptr.long().contiguous(), graph.atom_ptr.long().contiguous()
     return _vectors(positions.contiguous(), cell.contiguous(), graph.shift.contiguous(), *ops.rows(graph), *pointers)
 
@@ -89,7 +90,7 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the last dimension is not 3.
-        TypeError: if a dtype does not match.
+        TypeError: if a dtype or device does not match.
 
     Source: a definition.
 
@@ -100,9 +101,7 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
         tensor(1.5708)
     """
     check_tensor("a", a, ("...", 3))
-    check_tensor("b", b, ("...", 3))
-    if b.dtype != a.dtype:
-        raise TypeError(f"b must have the dtype of a, {a.dtype}, got {b.dtype}")
+    check_tensor("b", b, ("...", 3), a, "a")
     return torch.atan2(lengths(torch.linalg.cross(*torch.broadcast_tensors(a, b))), (a * b).sum(-1))
 
 
@@ -148,6 +147,8 @@ def minimum_image(
         raise ValueError(f"structure must have shape ({vectors.shape[0]},), got {tuple(structure.shape)}")
     if structure.dtype != torch.int64:
         raise TypeError(f"structure must be torch.int64, got {structure.dtype}")
+    if structure.device != vectors.device:
+        raise TypeError(f"structure must be on the device of vectors, {vectors.device}, got {structure.device}")
     periodic = torch.as_tensor(pbc, device=vectors.device)
     if periodic.dtype != torch.bool:
         raise TypeError(f"pbc must be bool, got {periodic.dtype}")
@@ -250,6 +251,7 @@ def forces_and_stress(
         cell = cell[None]
     check_tensor("vectors", vectors, (graph.num_edges, 3))
     check_tensor("cell", cell, (graph.num_structures, 3, 3), vectors, "vectors")
+    check_graph(graph, vectors, "vectors")
     (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=create_graph)
     pointers = graph.edge_ptr.long().contiguous(), graph.atom_ptr.long().contiguous()
     pull, _ = _vectors_adjoint(g.contiguous(), graph.shift.contiguous(), *ops.rows(graph), *pointers)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _operators as ops
-from pyfast.crystal._arguments import check_tensor
+from pyfast.crystal._arguments import check_graph, check_tensor
 from pyfast.crystal.table import RadialTable
 
 
@@ -50,6 +50,7 @@ def conv(
         tensor([[3., 3., 3., 3.]])
     """
     check_tensor("x", x, (graph.num_atoms, "F"))
+    check_graph(graph, x, "x")
     columns, edges = x.shape[1], graph.num_edges
     if isinstance(filter, RadialTable):
         r = graph.distance.to(x.dtype) if distance is None else distance

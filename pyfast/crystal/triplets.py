@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
+from pyfast.crystal._arguments import check_tensor
 
 
 class Tiles(NamedTuple):
@@ -106,11 +107,32 @@ def cosines(unit: Tensor, tiles: Tiles, through: bool = False) -> Tensor:
         >>> crystal.cosines(unit, crystal.triplet_tiles(graph))[:6].round().abs()  # of (-1, 0, 0) with all six
         tensor([0., 0., 0., 0., 0., 1.])
     """
-    _check("unit", unit, (None, 3), unit)
-    rows = -unit if through else unit
-    c = _pair_dot(rows[:, None].contiguous(), unit.contiguous(), *tiles[:4], tiles.keep.shape[0])[:, 0]
+    check_tensor("unit", unit, ("E", 3))
+    check_tiles(tiles, unit, "unit", through)
+    c = _pair_dot(outwards(unit, through), unit.contiguous(), *tiles[:4], tiles.keep.shape[0])[:, 0]
     c = c + (c.clamp(-1, 1) - c).detach()  # what rounding left beyond: the derivative must not end there
     return torch.where(tiles.keep, c, 0)
+
+
+def outwards(unit: Tensor, through: bool) -> Tensor:
+    """(E, 1, 3) unit vectors of rows, of which those that go through point at the middle atom: turned away from it."""
+    return (-unit if through else unit)[:, None].contiguous()
+
+
+def check_tiles(tiles: Tiles, like: Tensor, other: str, through: bool | None = None) -> None:
+    """Refuse what is no tiles, or on another device than a tensor, or of the other kind, where the kind is known."""
+    if not isinstance(tiles, Tiles):
+        raise TypeError(f"tiles must be those of triplet_tiles, got {type(tiles).__name__}")
+    for name, x in zip(Tiles._fields, tiles, strict=True):
+        dtype = torch.bool if name == "keep" else torch.int64
+        if x.dtype != dtype:
+            raise TypeError(f"tiles.{name} must be {dtype}, got {x.dtype}")
+        if x.device != like.device:
+            raise TypeError(f"tiles must be on the device of {other}, {like.device}, got {x.device}")
+        if x.dim() != 1 or not x.is_contiguous():
+            raise ValueError(f"tiles.{name} must be contiguous, of one dimension, got {tuple(x.shape)}, {x.stride()}")
+    if through is not None and tiles.keep.shape[0] and through != (tiles.row.shape[0] > 0):
+        raise ValueError(f"tiles must be those of triplet_tiles(graph, {through}), got those of {not through}")
 
 
 def legendre(cosine: Tensor, degrees: int) -> Tensor:
@@ -154,7 +176,7 @@ def pair_sum(weights: Tensor, x: Tensor, tiles: Tiles) -> Tensor:
 
     Returns:
         (E, L, C); 0 for edges that are no rows. Differentiable in both, to any order and in both modes; gradients have
-        a fixed order of sums too.
+        a fixed order of sums too. What is not finite reaches all rows of its tile, those of pairs that are dropped too.
 
     Raises:
         ValueError: if a shape does not match.
@@ -171,8 +193,9 @@ def pair_sum(weights: Tensor, x: Tensor, tiles: Tiles) -> Tensor:
         >>> crystal.pair_sum(tiles.keep[:, None].float(), torch.ones(6, 1), tiles)[:, 0, 0]
         tensor([5., 5., 5., 5., 5., 5.])
     """
-    _check("x", x, (None, None), x)
-    _check("weights", weights, (tiles.keep.shape[0], None), x)
+    check_tensor("x", x, ("E", "C"))
+    check_tiles(tiles, x, "x")
+    check_tensor("weights", weights, (tiles.keep.shape[0], "L"), x)
     return _pair_sum(weights.contiguous(), x.contiguous(), *tiles[:4])
 
 
@@ -239,22 +262,6 @@ def quadruplet_indices(graph: Any) -> tuple[Tensor, Tensor, Tensor]:
     return ca[which], ba[which], db[ptr[ba[which]] + local]
 
 
-def _check(name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dim() != len(shape) or any(n is not None and m != n for m, n in zip(x.shape, shape, strict=True)):
-        want = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} must have shape ({want}), got {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
-    if x.dtype != like.dtype or x.device != like.device:
-        raise TypeError(f"{name} must be {like.dtype} on {like.device} like x, got {x.dtype} on {x.device}")
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-
-
 def _derive_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     m, x, *tiles = ctx.saved_tensors
     grad, need = grad.contiguous(), ctx.needs_input_grad
@@ -282,7 +289,7 @@ _pair_sum: Callable[..., Any] = _ops.define(
     "crystal",
     f"pair_sum(Tensor m, Tensor x, {_TILES}) -> Tensor",
     lambda m, x, *_: x.new_empty((x.shape[0], m.shape[1], x.shape[1])),
-    _save,
+    ops.save,
     _derive_sum,
     jvp=ops.bilinear(lambda: _pair_sum),
 )
@@ -290,7 +297,7 @@ _pair_back: Callable[..., Any] = _ops.define(
     "crystal",
     f"pair_back(Tensor m, Tensor y, {_TILES}) -> Tensor",
     lambda m, y, *_: y.new_empty((y.shape[0], y.shape[2])),
-    _save,
+    ops.save,
     _derive_back,
     jvp=ops.bilinear(lambda: _pair_back),
 )
@@ -298,7 +305,7 @@ _pair_dot: Callable[..., Any] = _ops.define(
     "crystal",
     f"pair_dot(Tensor y, Tensor x, {_TILES}, SymInt pairs) -> Tensor",
     lambda y, x, row, row_ptr, ptr, tile_ptr, pairs: y.new_empty((pairs, y.shape[1])),
-    _save,
+    ops.save,
     _derive_dot,
     jvp=ops.bilinear(lambda: _pair_dot),
 )

@@ -181,8 +181,9 @@ def tables(runs):
     return [
         {
             "title": "Time of an epoch",
-            "text": "The quickest epoch of training, forward, backward and Adam's step, and the mean loss of the last "
-            "epoch that both went through. Both ways are given the same graphs, whose time is beside them.",
+            "text": "The quickest epoch of training, forward, backward and Adam's step, as other programs slowed down "
+            "the others; and the mean loss of the last epoch that both went through. Both ways are given the same "
+            "graphs, whose time is beside them.",
             "header": ["", "pyfast", "PyTorch's operators", "ratio", "graphs", "pyfast's loss", "PyTorch's"],
             "rows": speed,
         },

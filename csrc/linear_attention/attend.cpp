@@ -6,9 +6,9 @@
 // (B, T, Hd, K) or, with `columns`, (B, T, Hd, V); state (N, Hs, K, V); cu_seqlens (N + 1,) with B = 1, or none and N =
 // B.
 #include <cmath>
-#include <new>
 #include <optional>
 
+#include "linear_attention/fast_call.h"
 #include "linear_attention/walk.h"
 #include "pages.h"
 
@@ -186,32 +186,10 @@ bool attend_plain(Strided q, Strided k, Strided v, std::optional<double> scale, 
     return true;
 }
 
-// The same, called by Python's own convention: pybind11's takes as long as four tokens do. False too for what has no
-// memory to borrow.
 PyObject* call_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 5) return PyErr_Format(PyExc_TypeError, "attend_plain takes q, k, v, scale and out");
-    try {
-        py::detail::make_caster<Strided> q, k, v, out;
-        if (!q.load(args[0], false) || !k.load(args[1], false) || !v.load(args[2], false) || !out.load(args[4], false))
-            Py_RETURN_FALSE;
-        std::optional<double> scale;
-        if (args[3] != Py_None) scale = PyFloat_AsDouble(args[3]);
-        if (PyErr_Occurred()) return nullptr;
-        bool done = false;
-        {
-            const py::gil_scoped_release nogil;
-            done = attend_plain(q, k, v, scale, out);
-        }
-        return PyBool_FromLong(done);
-    } catch (const py::error_already_set&) {
-        Py_RETURN_FALSE;
-    } catch (const std::invalid_argument& error) {
-        return PyErr_Format(PyExc_ValueError, "%s", error.what());
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
-    }
+    return call_fast<4, 1>(args, count, "attend_plain", [](const Strided* x, const std::optional<double>* scale) {
+        return attend_plain(x[0], x[1], x[2], *scale, x[3]);
+    });
 }
 
 void attend_normalized(Strided q, Strided k, Strided v, Strided decay, Strided state, Strided ends, double read,
@@ -230,19 +208,19 @@ void solve(Strided p, Strided k, Strided v, Strided decay, Strided state, Stride
 }  // namespace pyfast::linear_attention
 
 namespace pyfast {
+void bind_linear_attention_step(py::module_&);
 void bind_linear_attention_sums(py::module_&);
 
 void bind_linear_attention(py::module_& m) {
     const py::call_guard<py::gil_scoped_release> nogil;
     m.def("attend", &linear_attention::attend, nogil);
-    static PyMethodDef plain = {"attend_plain",
-                                reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(linear_attention::call_plain)),
-                                METH_FASTCALL, nullptr};
-    m.attr("attend_plain") = py::reinterpret_steal<py::object>(PyCFunction_New(&plain, nullptr));
+    static PyMethodDef plain;
+    m.attr("attend_plain") = linear_attention::fast_function(plain, "attend_plain", linear_attention::call_plain);
     m.def("attend_normalized", &linear_attention::attend_normalized, nogil);
     m.def("attend_into", &linear_attention::attend, nogil);
     m.def("attend_normalized_into", &linear_attention::attend_normalized, nogil);
     m.def("solve", &linear_attention::solve, nogil);
+    bind_linear_attention_step(m);
     bind_linear_attention_sums(m);
 }
 }  // namespace pyfast

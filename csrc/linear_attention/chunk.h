@@ -17,12 +17,39 @@
 
 namespace pyfast::linear_attention {
 
+// exp(x + rest) to an ulp, for |x| < 80 and a small rest: a third of what `exp` takes for all numbers.
+inline float exp_moderate(float x, float rest) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const float shifted = x * 1.44269504f + magic;
+    const float n = shifted - magic;
+    const float r = ((x - n * 0.693359375f) - n * -2.12194440e-4f) + rest;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = 1.0f + (r + p * r * r);
+    return p * std::bit_cast<float>((std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(magic) + 127) << 23);
+}
+inline double exp_moderate(double x, double rest) {
+    return std::exp(x) * (1 + rest);
+}
+
+// exp of a double of at most 80 either way, to an ulp of what is computed in.
+template <class F>
+F exp_of(double x) {
+    if constexpr (sizeof(F) == 8) return exp(x);
+    const F rounded = F(x);
+    return exp_moderate(rounded, F(x - double(rounded)));
+}
+
 // Reads the decays (count, D) of the next tokens. Returns how many of them make a chunk: so few that exp(-E) stays
 // small. Scalars leave `reach`, E per token, all differences of which are exact enough, and the exponentials of these;
 // vectors leave exp(E) and exp(-E).
 template <class F>
 int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double& log_keep) {
-    constexpr double lowest = -1e3;  // exp of it is 0
+    constexpr double lowest = -1e3, mild = 8;  // exp of the one is 0, of the other times exp of less it is 1
     double head = 0, sum = 0, all[Work<F>::room];
     load({g.data, g.element, g.token, g.dtype}, 1, count, count, 1.0, all, count);
     for (int64_t t = 0; t < count; ++t) {
@@ -46,12 +73,23 @@ int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double
     constexpr int W = lanes<F>;
     const int64_t filled = padded(count, W);
     std::fill(w.reach + count, w.reach + filled, sum);
-    for (int64_t t = 0; t < count; ++t)
-        for (int64_t u = 0; u < filled; u += W) {
-            F* gate = w.gate + t * w.c + u;
+    double most = 0;
+    for (int64_t t = 0; t < count; ++t) most = std::max(most, std::fabs(w.reach[t]));
+    if (most <= mild) {  // their quotients are exact to some ulps, for a small part of the exponentials
+        F up[Work<F>::room], down[Work<F>::room];
 #pragma omp simd
-            for (int l = 0; l < W; ++l) gate[l] = exp(F(w.reach[t] - w.reach[u + l]));
-        }
+        for (int64_t t = 0; t < filled; ++t) up[t] = exp_of<F>(w.reach[t]), down[t] = exp_of<F>(-w.reach[t]);
+        for (int64_t t = 0; t < count; ++t)
+#pragma omp simd
+            for (int64_t u = 0; u < filled; ++u) w.gate[t * w.c + u] = up[t] * down[u];
+    } else {
+        for (int64_t t = 0; t < count; ++t)
+            for (int64_t u = 0; u < filled; u += W) {
+                F* gate = w.gate + t * w.c + u;
+#pragma omp simd
+                for (int l = 0; l < W; ++l) gate[l] = exp(F(w.reach[t] - w.reach[u + l]));
+            }
+    }
 #pragma omp simd
     for (int64_t t = 0; t < filled; ++t) {
         w.read_factor[t] = exp(F(head + w.reach[t]));
@@ -59,25 +97,6 @@ int64_t load_scalar_decay(Tokens g, int64_t count, bool late, Work<F>& w, double
     }
     log_keep = head + sum;
     return count;
-}
-
-// exp(x + rest) to an ulp, for |x| < 80 and a small rest: a third of what `exp` takes for all numbers.
-inline float exp_moderate(float x, float rest) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const float shifted = x * 1.44269504f + magic;
-    const float n = shifted - magic;
-    const float r = ((x - n * 0.693359375f) - n * -2.12194440e-4f) + rest;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = 1.0f + (r + p * r * r);
-    return p * std::bit_cast<float>((std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(magic) + 127) << 23);
-}
-inline double exp_moderate(double x, double rest) {
-    return std::exp(x) * (1 + rest);
 }
 
 template <class F>

@@ -224,6 +224,11 @@ def step(
 
     Source: the recurrence of ``attention``, Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, equation 18.
     """
+    usual = type(normalize) is bool and (scale is None or type(scale) is float) and type(eps) is float
+    if usual and 0 <= eps < math.inf:
+        plain = ops.step_plain(q, k, v, state, decay, beta, scale, normalize, eps)
+        if plain is not None:
+            return plain
     for name, x in (("q", q), ("k", k), ("v", v), ("decay", decay), ("beta", beta), ("state", state)):
         if not isinstance(x, Tensor) and (x is not None or name in "qkv"):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")

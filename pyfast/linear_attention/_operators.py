@@ -351,7 +351,8 @@ solve = _ops.define(
 
 
 # Found once: to look them up takes a tenth of a small call.
-_attend_plain, _plain, _get_num_threads = _C.linear_attention.attend_plain, _ops.plain, torch.get_num_threads
+_attend_plain, _step_plain = _C.linear_attention.attend_plain, _C.linear_attention.step_plain
+_plain, _get_num_threads = _ops.plain, torch.get_num_threads
 _empty_like, _contiguous = torch.empty_like, torch.contiguous_format
 
 
@@ -367,4 +368,34 @@ def attend_plain(q: Any, k: Any, v: Any, scale: float | None) -> Tensor | None:
         out = _empty_like(v, memory_format=_contiguous)
     except RuntimeError:  # of what has no strides
         return None
-    return out if _attend_plain(q, k, v, scale, out) else None
+    return out if _attend_plain(q, k, v, out, scale) else None
+
+
+def step_plain(
+    q: Any,
+    k: Any,
+    v: Any,
+    state: Any,
+    decay: Any,
+    beta: Any,
+    scale: float | None,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor] | None:
+    """One token of tensors that fit each other, on the CPU, without a gradient; None of any others."""
+    given = [x for x in (state, decay, beta) if x is not None]
+    if not _plain(q, k, v, *given) or not q.dim() == k.dim() == v.dim() == 3:
+        return None
+    _get_num_threads()  # as above
+    b, h, key = q.shape
+    hv, value = v.shape[1:]
+    h = max(h, k.shape[1], hv)
+    try:  # whichever takes less time
+        out = _empty_like(v, memory_format=_contiguous) if h == hv else v.new_empty((b, h, value))
+        if state is None:
+            last = v.new_empty((b, h, key, value + normalize), dtype=wide(q))
+        else:
+            last = _empty_like(state, memory_format=_contiguous)
+    except RuntimeError:  # of a device without memory
+        return None
+    return (out, last) if _step_plain(q, k, v, decay, beta, state, out, last, scale, eps) else None

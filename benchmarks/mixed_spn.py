@@ -301,15 +301,16 @@ def run(table, quick):
             only = test.copy()
             for j in np.flatnonzero(~np.array(coded.real)):
                 only[only.columns[j]] = np.nan if test.dtypes.iloc[j].kind == "f" else None
-            found[name] |= {"all": model.score(test), "real": model.score(only)}
+            found[name] |= {"all": model.score(test)} | ({"real": model.score(only)} if len(real) else {})
             if name == "BayesSPN":
                 found[name]["calibration"] = calibration(draws, truth, hidden, coded)
         else:
             guess = model.completed(codes)
             if isinstance(model, Deeprob):
                 found[name]["all"] = model.score(truth)
-                found[name]["real"] = model.score(np.where(coded.real, truth, np.nan))
-            else:
+                if len(real):
+                    found[name]["real"] = model.score(np.where(coded.real, truth, np.nan))
+            elif len(real):
                 found[name]["real"] = Mixture(coded, coded(train), real).score(truth)
         found[name] |= errors(guess, truth, hidden, coded, scale)
     usual = np.broadcast_to(coded.fill(coded(train)), truth.shape)

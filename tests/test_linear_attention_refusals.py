@@ -132,6 +132,15 @@ def test_step_names_its_own_arguments():
         linear_attention.step(q, k, v[:1])
     with pytest.raises(ValueError, match=r"^state must have shape \(2, 3, 4, 5\), got \(2, 3, 4, 4\)"):
         linear_attention.step(q, k, v, torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"^state must have shape \(2, 3, 4, 5\), got \(2, 3, 4, 6\)"):
+        linear_attention.step(q, k, v, torch.zeros(2, 3, 4, 6))
+    with pytest.raises(ValueError, match=r"^state must have shape \(2, 3, 4, 6\), with .*, got \(2, 3, 4, 5\)"):
+        linear_attention.step(q, k, v, torch.zeros(2, 3, 4, 5), normalize=True)
+    with pytest.raises(ValueError, match=r"^state must have shape \(2, 3, 4, 5\), got \(\)"):
+        linear_attention.step(q, k, v, torch.zeros(()))
+    for state in (None, torch.zeros(2, 3, 4, 6)):
+        with pytest.raises(ValueError, match="normalize must be False with beta"):
+            linear_attention.step(q, k, v, state, beta=torch.zeros(2, 3), normalize=True)
 
 
 def test_out_shares_nothing_with_the_ends_of_sequences():

@@ -394,8 +394,10 @@ def step_plain(
         out = _empty_like(v, memory_format=_contiguous) if h == hv else v.new_empty((b, h, value))
         if state is None:
             last = v.new_empty((b, h, key, value + normalize), dtype=wide(q))
-        else:
+        elif state.shape[-1:] == (value + normalize,):
             last = _empty_like(state, memory_format=_contiguous)
+        else:
+            return None
     except RuntimeError:  # of a device without memory
         return None
     return (out, last) if _step_plain(q, k, v, decay, beta, state, out, last, scale, eps) else None

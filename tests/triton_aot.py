@@ -68,12 +68,16 @@ def linear_attention(capability):
         types = [known.get(n, "i32" if len(n) == 2 or n == "T" else "i32:16") for n in names]
         return " ".join(types), constants, options
 
-    def attend(qkv, K, decay=none, solve=False, normalize=False, packed=False, double=False):
-        """Backwards in time, with a state that comes and goes; `packed` with all else that a launch may have."""
+    def attend(qkv, K, decay=none, solve=False, normalize=False, packed=False, double=False, part=False):
+        """Backwards in time, with a state that comes and goes; `packed` with all else that a launch may have; `part`
+        of a sequence, of which only the state is wanted."""
         q, k, v = qkv if isinstance(qkv, tuple) else 3 * (qkv,)
         flags = {"SOLVE": solve, "STRICT": packed or solve, "NORMALIZE": normalize, "REVERSE": True, "DECAY": decay}
-        absent = {"total": None} | ({} if normalize else {"denominator": None}) | ({} if packed else {"ends": None})
+        absent = dict.fromkeys(["q", "out", "state"] if part else ["total"])
+        absent |= ({} if normalize else {"denominator": None}) | ({} if packed else {"ends": None})
         absent |= {"decay": None} if decay == none else {}
+        if not packed and not part:  # Triton makes constants of these
+            absent |= dict.fromkeys(["P", "Gq", "Gk", "Gv", "Gd", "Gs"], 1)
         types = attention.numbers(q, k, v)
         how = attention.blocks(capability, types, K, K, decay, solve, normalize, double)
         wide = "*fp64" if fp64 in (q, k, v) else "*fp32"
@@ -81,7 +85,7 @@ def linear_attention(capability):
         known |= {"q": NARROW[q], "k": NARROW[k], "v": NARROW[v], "out": NARROW[v], "decay": wide, "denominator": wide}
         known |= dict.fromkeys(["state", "last"], "*fp64" if double else wide)
         found = variant(attention._attend, how, known, DOUBLE=double, LONG=packed, **flags, **absent, **types)
-        found[2]["wgmma"] = q == k == v == bf16 and decay <= scalar and not solve
+        found[2]["wgmma"] = q == k == v == bf16 and decay <= scalar and not solve and not part
         return found
 
     def read(dtype):
@@ -106,6 +110,8 @@ def linear_attention(capability):
         attend(bf16, 256, columns),
         attend(mixed, 128, columns),
         attend(bf16, 128, scalar, packed=True),
+        attend(bf16, 128, scalar, part=True),
+        attend(bf16, 128, rows, normalize=True, part=True),
         attend(bf16, 128, scalar, double=True),
         attend(fp16, 128, scalar),
         attend(fp32, 128, scalar),
@@ -115,7 +121,7 @@ def linear_attention(capability):
     join = variant(
         attention._join,
         {"BLOCK": 1024, "num_warps": 4},
-        dict.fromkeys(["parts", "state", "last"], "*fp32") | dict.fromkeys("HP", "i32"),
+        dict.fromkeys(["parts", "state", "last"], "*fp32") | dict.fromkeys([*"HPD", "total_k", "total_v"], "i32"),
     )
     sums = variant(
         attention._cumulate,

@@ -30,6 +30,7 @@ def _launch(
     V, Hv = v.shape[3], v.shape[2]
     Hq = Hk if q is None else q.shape[2]
     H = max(Hq, Hk, Hv)
+    Hd = H if decay is None else decay.shape[2]
     N = B if ends is None else ends.shape[0] - 1
     normalize = denominator is not None
     if not N or not H or (not V and not normalize):
@@ -40,7 +41,7 @@ def _launch(
     double = any(x is not None and x.dtype == torch.float64 for x in (state, last))
     how = blocks(capability(k.device), types, K, V, kind, solve, normalize, double)
     tiles = max(1, triton.cdiv(V, how["BV"]))
-    tokens = 0 if solve or normalize or kind > SCALAR.value else triton.cdiv(T * B, max(N, 1))
+    tokens = 0 if solve else triton.cdiv(T * B, max(N, 1))  # a delta rule's part would be a matrix, not a factor
     P = _parts(N * H * tiles, tokens, how["BT"], k.device)
     stride = max(x.stride(3) for x in (q, k, v, decay, out) if x is not None and x.dim() == 4)
     long = (how["BK"] + tiles * how["BV"]) * stride >= 1 << 31
@@ -50,7 +51,7 @@ def _launch(
             q, k, v, decay, state, ends, out, last, denominator, total,
             *_strides(q, 4), *k.stride(), *v.stride(), *(*_strides(decay, 4), 0)[:4],
             *state_strides, *_strides(ends, 1), *_strides(out, 4), *last_strides, *_strides(denominator, 3),
-            T, H, Hq, Hk, Hv, 1 if decay is None else decay.shape[2], Hs, K, V, P, int(late), read, write, eps,
+            T, H, *(H // n for n in (Hq, Hk, Hv, Hd, Hs)), K, V, P, int(late), read, write, eps,
             DECAY=kind, SOLVE=solve, STRICT=strict, REVERSE=reverse, NORMALIZE=normalize,
             DOUBLE=double, LONG=long, **types, **how,
         )  # fmt: skip
@@ -59,17 +60,19 @@ def _launch(
         n, *rest = _strides(x, 4)
         return n, 0, *rest
 
-    Hs = 1 if state is None else state.shape[1]
+    Hs = H if state is None else state.shape[1]
     if P == 1:
         run(q, state, with_parts(state), Hs, out, last, with_parts(last), None)
         return
-    parts = torch.empty(N, H, P, K, V, dtype=torch.float64 if double else wide, device=k.device)
-    total = torch.empty(N, H, P, dtype=torch.float64, device=k.device)
+    parts = torch.empty(N, H, P, K, V + normalize, dtype=torch.float64 if double else wide, device=k.device)
+    D = K if kind == ROWS.value else V if kind == COLUMNS.value else 1
+    total = torch.empty(N, H, P, D, dtype=torch.float64, device=k.device)
     n, h, p, *cell = parts.stride()
-    run(None, None, (0,) * 5, 1, None, parts, (n, p, h, *cell), total)
-    _join[(N * H, triton.cdiv(K * V, 1024))](
-        parts, total, state, last, *_strides(state, 4), *_strides(last, 4), H, Hs, K, V, P, BLOCK=1024
-    )
+    run(None, None, (0,) * 5, H, None, parts, (n, p, h, *cell), total)
+    _join[(N * H, triton.cdiv(K * (V + normalize), 1024))](
+        parts, total, state, last, *_strides(state, 4), *_strides(last, 4), D, int(kind == ROWS.value),
+        int(kind == COLUMNS.value), H, Hs, K, V + normalize, P, BLOCK=1024,
+    )  # fmt: skip
     if out is not None:
         run(q, parts, (n, p, h, *cell), H, out, None, (0,) * 5, None)
 

@@ -64,14 +64,14 @@ def _attend(
     q_b, q_t, q_h, q_k, k_b, k_t, k_h, k_k, v_b, v_t, v_h, v_v, decay_b, decay_t, decay_h, decay_d,
     state_n, state_p, state_h, state_k, state_v, ends_n, out_b, out_t, out_h, out_v,
     last_n, last_p, last_h, last_k, last_v, denominator_b, denominator_t, denominator_h,
-    T, H, Hq, Hk, Hv, Hd, Hs, K, V, P, shift, read: tl.float64, write: tl.float64, eps: tl.float64,
+    T, H, Gq, Gk, Gv, Gd, Gs, K, V, P, shift, read: tl.float64, write: tl.float64, eps: tl.float64,
     WIDE: tl.constexpr, FACTORS: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
     DECAY: tl.constexpr, SOLVE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, NORMALIZE: tl.constexpr,
     DOUBLE: tl.constexpr, LONG: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Program: a tile of value dimensions, a part of the tokens, a head of a sequence. Absent tensors are None.
 
-    Without `out`, the state alone is computed. `total` is for what is left of it over a part. `shift` is 1 where decays
+    Without `out`, the state alone is computed. `total` is for the sum of a part's decays. `shift` is 1 where decays
     come late, which is one token later. Products of matrices are of FACTORS, or of ADDED in what is added to the state;
     all else is computed in WIDE.
     """
@@ -85,13 +85,13 @@ def _attend(
     b = n if ends is None else n * 0
     sign = -1 if REVERSE else 1
     first = begin + count - 1 if REVERSE else begin
-    k += b * k_b + h * Hk // H * k_h + first * k_t
-    v += b * v_b + h * Hv // H * v_h + first * v_t
+    k += b * k_b + h // Gk * k_h + first * k_t
+    v += b * v_b + h // Gv * v_h + first * v_t
     if out is not None:
-        q += b * q_b + h * Hq // H * q_h + first * q_t
+        q += b * q_b + h // Gq * q_h + first * q_t
         out += b * out_b + h * out_h + first * out_t
     if DECAY != NONE:
-        decay += b * decay_b + h * Hd // H * decay_h + (first - sign * shift) * decay_t
+        decay += b * decay_b + h // Gd * decay_h + (first - sign * shift) * decay_t
 
     INDEX: tl.constexpr = tl.int64 if LONG else tl.int32  # of what lies in a token
     local = tl.arange(0, BT)
@@ -105,13 +105,14 @@ def _attend(
     S = tl.zeros((BK, BV), STATE)
     z = tl.zeros((BK,), STATE)
     if state is not None:
-        state += n * state_n + p * state_p + h * Hs // H * state_h
+        state += n * state_n + p * state_p + h // Gs * state_h
         place, cells, keys_place = _state(state, state_k, state_v, tile, 0, K, V, BK, BV)
         S = tl.load(place, cells, 0.0).to(STATE) * (1.0 / unit)
         if NORMALIZE:
             z = tl.load(keys_place, i < K, 0.0).to(STATE)
-    left = tl.zeros((), tl.float64)
     done = lo
+    if total is not None:
+        left = tl.zeros((BK if DECAY == ROWS else BV,), tl.float64) if DECAY > SCALAR else tl.zeros((), tl.float64)
 
     for start in range(lo, hi, BT):
         t = start + local
@@ -125,9 +126,10 @@ def _attend(
         if DECAY == SCALAR:
             a = tl.load(decay + row * decay_t, decays, 0.0).to(WIDE)
             to_here, gate, to_end, to_all = _gates(a, PRECISION)
-            left += tl.sum(tl.where(a < -1e4, -1e4, a.to(tl.float64)), 0)
         elif DECAY != NONE:
             a = _load(decay, row, decay_t, decays, d, decay_d, D).to(WIDE)
+        if DECAY != NONE and total is not None:
+            left += tl.sum(tl.where(a < -1e4, -1e4, a.to(tl.float64)), 0)
         if out is not None:
             queries = _load(q, row, q_t, inside, i, q_k, K)
             narrow = _cast(S, FACTORS)
@@ -210,16 +212,14 @@ def _attend(
             where = decay + sign * count.to(tl.int64) * decay_t  # that is one late
             if DECAY == SCALAR:
                 a = tl.load(where, here, 0.0).to(WIDE)
-                left += tl.where(a < -1e4, -1e4, a.to(tl.float64))
-                S *= tl.exp(a).to(STATE)
-                z *= tl.exp(a).to(STATE)
             else:
-                a = tl.exp(tl.load(where + d * decay_d, d < tl.where(here, D, 0), 0.0).to(WIDE)).to(STATE)
-                if DECAY == ROWS:
-                    S *= a[:, None]
-                    z *= a
-                else:
-                    S *= a[None, :]
+                a = tl.load(where + d * decay_d, d < tl.where(here, D, 0), 0.0).to(WIDE)
+            if total is not None:
+                left += tl.where(a < -1e4, -1e4, a.to(tl.float64))
+            a = tl.exp(a).to(STATE)
+            S *= a[None, :] if DECAY == COLUMNS else a[:, None] if DECAY == ROWS else a
+            if DECAY <= ROWS:
+                z *= a
         last += n * last_n + p * last_p + h * last_h
         # Places are computed anew, from a 0 only known now: kept through the loop, they would fill the registers.
         place, cells, keys_place = _state(last, last_k, last_v, tile, 16 * tl.minimum(done, 0), K, V, BK, BV)
@@ -227,4 +227,8 @@ def _attend(
         if NORMALIZE:
             tl.store(keys_place, z.to(last.dtype.element_ty), i < tl.where(tile == 0, K, 0))
     if total is not None:
-        tl.store(total + task * P + p, left, tile == 0)
+        part = task.to(tl.int64) * P + p
+        if DECAY <= SCALAR:
+            tl.store(total + part, left, tile == 0)
+        else:
+            tl.store(total + part * D + d, left, d < (tl.where(tile == 0, D, 0) if DECAY == ROWS else D))

@@ -8,9 +8,12 @@ from pyfast.kernels.linear_attention._tiles import _cast, _dot, _load, _part, _s
 @triton.jit
 def _join(
     parts, total, state, last, state_n, state_h, state_k, state_v, last_n, last_h, last_k, last_v,
-    H, Hs, K, V, P, BLOCK: tl.constexpr,
+    D, total_k, total_v, H, Hs, K, V, P, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What each part of a sequence adds, in parts (N, H, P, K, V), becomes the state before it; and the last state."""
+    """What each part of a sequence adds, in parts (N, H, P, K, V), becomes the state before it; and the last state.
+
+    `total` (N, H, P, D) is the sum of a part's decays, for all of the state or for each of its rows or columns.
+    """
     task = tl.program_id(0).to(tl.int64)
     n, h = task // H, task % H
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
@@ -20,11 +23,12 @@ def _join(
     if state is not None:
         place = state + n * state_n + h * Hs // H * state_h + i * state_k + j * state_v
         S = tl.load(place, inside, 0.0).to(parts.dtype.element_ty)
+    total += task * P * D + i * total_k + j * total_v
     for p in range(P):
         place = parts + (task * P + p) * K * V + x
         added = tl.load(place, inside, 0.0)
         tl.store(place, S, inside)
-        S = S * tl.exp(tl.load(total + task * P + p)).to(S.dtype) + added
+        S = S * tl.exp(tl.load(total + p * D, inside, 0.0)).to(S.dtype) + added
     if last is not None:
         place = last + n * last_n + h * last_h + i * last_k + j * last_v
         tl.store(place, S.to(last.dtype.element_ty), inside)

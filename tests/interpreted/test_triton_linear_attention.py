@@ -282,25 +282,30 @@ def test_infinite_values(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind", "late", "ends", "expected"),
+    ("name", "dtype", "kind", "late", "ends", "expected"),
     [
-        (torch.float32, None, False, None, 3),
-        (torch.float32, "scalar", True, None, 3),
-        (torch.float32, "scalar", False, [0, 400], 3),
-        (torch.bfloat16, "scalar", True, [0, 1100], 2),
-        (torch.float32, "scalar", True, [0, 0, 390, 400], 1),
+        ("attend", torch.float32, None, False, None, 3),
+        ("attend", torch.float32, "scalar", True, None, 3),
+        ("attend", torch.float32, "scalar", False, [0, 400], 3),
+        ("attend", torch.bfloat16, "scalar", True, [0, 1100], 2),
+        ("attend", torch.float32, "scalar", True, [0, 0, 390, 400], 1),
+        ("attend", torch.float32, "rows", True, None, 3),
+        ("attend", torch.float32, "columns", True, None, 3),
+        ("attend_normalized", torch.float32, None, False, None, 3),
+        ("attend_normalized", torch.float32, "rows", False, [0, 400], 3),
+        ("solve", torch.float32, "scalar", True, None, 1),
     ],
 )
-def test_parts_of_long_sequences(monkeypatch, dtype, kind, late, ends, expected):
+def test_parts_of_long_sequences(monkeypatch, name, dtype, kind, late, ends, expected):
     """Few heads on a large GPU: the sequence is cut, and the parts are joined."""
     monkeypatch.setattr(linear_attention, "processors", lambda device: 2)
     parts, choose = [], linear_attention._parts
     monkeypatch.setattr(linear_attention, "_parts", lambda *a: parts.append(choose(*a)) or parts[-1])
     flags = {"late": late, "reverse": late, "heads": (1, 1, 1, 1), "ends": ends, "start": late}
     flags["T"] = 400 if ends is None else ends[-1]
-    agree("attend", example("attend", dtype, kind=kind, **flags))
+    agree(name, example(name, dtype, kind=kind, **flags))
     assert parts == [expected]
-    if kind is None:
+    if name == "attend" and kind is None:
         agree("collect", example("collect", dtype, **flags))
         agree("read", example("read", dtype, **flags | {"start": True}))
         assert parts == 3 * [expected]

@@ -3,6 +3,7 @@
 namespace pyfast {
 namespace spn {
 void bind_chain(py::module_&);
+void bind_complete(py::module_&);
 void bind_dense(py::module_&);
 void bind_draws(py::module_&);
 void bind_gradient(py::module_&);
@@ -12,6 +13,7 @@ void bind_sparse(py::module_&);
 
 void bind_spn(py::module_& m) {
     spn::bind_chain(m);
+    spn::bind_complete(m);
     spn::bind_dense(m);
     spn::bind_draws(m);
     spn::bind_gradient(m);

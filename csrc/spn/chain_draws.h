@@ -24,29 +24,12 @@ class Draws {
     static constexpr int blocks = 8, size = 2 * blocks;
 
     void fill() {
-        // random::bits of eight indices side by side, a word in each lane of 64 bits
-        uint64_t c0[blocks], c1[blocks], c2[blocks], c3[blocks];
+        uint64_t index[blocks], c[4][blocks];
+        for (int i = 0; i < blocks; ++i) index[i] = index_ + i;
+        random::words<blocks>(seed_, what_, index, c);
         for (int i = 0; i < blocks; ++i) {
-            c0[i] = uint32_t(index_ + i);
-            c1[i] = (index_ + i) >> 32;
-            c2[i] = uint32_t(what_);
-            c3[i] = what_ >> 32;
-        }
-        uint64_t k0 = uint32_t(seed_), k1 = seed_ >> 32;
-        for (int round = 0; round < 10; ++round) {
-            for (int i = 0; i < blocks; ++i) {
-                const uint64_t a = uint64_t(0xD2511F53) * uint32_t(c0[i]), b = uint64_t(0xCD9E8D57) * uint32_t(c2[i]);
-                c0[i] = (b >> 32) ^ c1[i] ^ k0;
-                c1[i] = uint32_t(b);
-                c2[i] = (a >> 32) ^ c3[i] ^ k1;
-                c3[i] = uint32_t(a);
-            }
-            k0 = uint32_t(k0 + 0x9E3779B9);
-            k1 = uint32_t(k1 + 0xBB67AE85);
-        }
-        for (int i = 0; i < blocks; ++i) {
-            drawn_[2 * i] = double(int64_t((c0[i] << 32 | c1[i]) >> 11)) * 0x1p-53;
-            drawn_[2 * i + 1] = double(int64_t((c2[i] << 32 | c3[i]) >> 11)) * 0x1p-53;
+            drawn_[2 * i] = random::uniform_of(c[0][i], c[1][i]);
+            drawn_[2 * i + 1] = random::uniform_of(c[2][i], c[3][i]);
         }
         index_ += blocks;
         next_ = 0;

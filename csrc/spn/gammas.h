@@ -79,7 +79,7 @@ class Gammas {
     uint32_t one_each(uint64_t attempt, const double* shape, const uint64_t* name, double* out) const {
         uint64_t index[N];
         for (int i = 0; i < N; ++i) index[i] = attempt << 48 | name[i];
-        uint32_t w[4][N];
+        uint64_t w[4][N];
         random::words<N>(seed_, what_, index, w);
         uint64_t good[N];
         uint64_t small = 0;
@@ -87,9 +87,9 @@ class Gammas {
 #pragma omp simd
         for (int i = 0; i < N; ++i) {  // choices by bits, as GCC makes branches of comparisons below AVX-512
             // 52 bits for the radius, 32 for the angle, the other 44 for the acceptance
-            const double x = std::sqrt(-2 * log_of_normal(1 - unit((uint64_t(w[0][i]) << 32 | w[1][i]) >> 12))) *
-                             cos_of_turn(unit(uint64_t(w[2][i]) << 20));
-            const double u = unit((uint64_t(w[3][i]) << 12 | (w[1][i] & 0xfff)) << 8 | 128);
+            const double x = std::sqrt(-2 * log_of_normal(1 - unit((w[0][i] << 32 | w[1][i]) >> 12))) *
+                             cos_of_turn(unit(w[2][i] << 20));
+            const double u = unit((w[3][i] << 12 | (w[1][i] & 0xfff)) << 8 | 128);
             const double d = shape[i] - 1.0 / 3 + pick(below_one(shape[i]), 1, 0), t = 1 + x / std::sqrt(9 * d);
             const uint64_t outside = std::bit_cast<uint64_t>(t) >> 63;
             const double log_v = 3 * log_of_normal(pick(outside, 1, t)), v = t * t * t;  // t = 0 is far from accepted
@@ -102,7 +102,7 @@ class Gammas {
             random::words<N>(seed_, what_, index, w);
 #pragma omp simd
             for (int i = 0; i < N; ++i) {
-                const double u = 1 - unit((uint64_t(w[0][i]) << 32 | w[1][i]) >> 12);
+                const double u = 1 - unit((w[0][i] << 32 | w[1][i]) >> 12);
                 out[i] += pick(below_one(shape[i]), log_of_normal(u) / shape[i], 0);
             }
         }

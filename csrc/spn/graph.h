@@ -47,8 +47,11 @@ T* data(const Strided& x, const char* name, std::initializer_list<int64_t> shape
                                 "), got (" + got + ")");
 }
 
+[[noreturn, gnu::cold, gnu::noinline]] inline void refuse_graph(const char* what) {
+    throw std::invalid_argument(std::string("graph must ") + what);
+}
 inline void demand(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(std::string("graph must ") + what);
+    if (!holds) refuse_graph(what);
 }
 
 struct Graph {
@@ -92,8 +95,10 @@ struct Graph {
         for (int64_t i = 0; i < nodes; ++i) {
             const int64_t count = first[i + 1] - first[i];
             demand(kind[i] <= sum && (kind[i] == leaf ? count == 0 : count > 0), "have children below inner nodes");
-            for (int64_t e = first[i]; e < first[i + 1]; ++e)
-                demand(child[e] >= 0 && child[e] < i, "have its children before their parents");
+            demand(first[i + 1] <= edges, "have no more children than it says");
+            int after = 0;
+            for (int64_t e = first[i]; e < first[i + 1]; ++e) after |= uint32_t(child[e]) >= uint32_t(i);
+            demand(!after, "have its children before their parents");
             if (kind[i] == sum) {
                 first_weight[i] = weights;
                 weights += count;

@@ -291,6 +291,14 @@ def test_graph_is_a_pytree():
     assert (graph.num_atoms, graph.num_edges, graph.num_structures) == (1, 12, 1)
 
 
+def test_graph_has_no_one_dtype():
+    graph = crystal.neighbors(torch.zeros(1, 3), torch.eye(3), 1.1)
+    assert graph.to("cpu", non_blocking=True).shift.dtype == torch.int32
+    for wrong in (torch.float64, torch.zeros(1)):
+        with pytest.raises(TypeError, match="args must be of a device"):
+            graph.to(wrong)
+
+
 def test_nothing_is_a_structure_too():
     for dtype in (torch.float32, torch.float64):
         none = crystal.radius_graph(torch.zeros(0, 3, dtype=dtype), torch.zeros(0, 3, 3, dtype=dtype), 5.0, natoms=[])
@@ -326,6 +334,33 @@ def test_axes_that_do_not_repeat_need_no_vector():
     assert crystal.neighbors(x, slab, 1.5, [True, True, False]).num_edges == 2
     assert crystal.neighbors(x, slab * 0, 1.5, False).num_edges == 2
     assert crystal.neighbors(x, torch.full((3, 3), torch.nan), 1.5, False).num_edges == 2
+
+
+@pytest.mark.parametrize("pbc", [(False, False, False), (False, False, True), (True, False, False)])
+def test_many_atoms_far_apart_are_few_edges(pbc):
+    n = 70_000  # squared, more than there are edges in any list
+    x = torch.zeros(n, 3)
+    x[:, 1] = 2 * torch.arange(n)
+    cell = torch.tensor([[3.0, 0, 0], [0, 3, 0], [1, 0, 3]])
+    assert crystal.neighbors(x, cell, 2.5, pbc).num_edges == 2 * (n - 1)
+    assert crystal.neighbors(x[:3000], cell, 2.5, pbc, max_edges=6000).num_edges == 5998
+    with pytest.raises(MemoryError, match="got far more"):
+        crystal.neighbors(0 * x, cell, 2.5, pbc)
+
+
+def test_lists_that_memory_does_not_hold_are_refused(monkeypatch):
+    x, cell = torch.zeros(1, 3), 3 * torch.eye(3)
+    monkeypatch.setattr("pyfast.crystal._neighbors.memory", lambda: 2**30)
+    with pytest.raises(MemoryError, match=r"cutoff must give edges that memory holds, got \d{8} with 600"):
+        crystal.neighbors(x, cell, 600.0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    for cutoff in (np.float32(1.25), np.float64(1.25), np.int64(1)):
+        same = crystal.neighbors(ONE, EYE, float(cutoff), inclusive=True).num_edges
+        assert crystal.neighbors(ONE, EYE, cutoff, inclusive=True).num_edges == same > 0
+    assert crystal.knn_graph(ONE, EYE, np.int64(3)).num_edges == 3
+    assert crystal.neighbors(ONE, EYE, 1.1, np.array([True, False, True]), capacity=np.int64(9)).num_edges == 9
 
 
 def test_zero_cutoff_warns():
@@ -374,6 +409,12 @@ NAN, INF = float("nan"), float("inf")
         (ValueError, r"on_error must be 'raise' or 'mask', got 'ignore'", (ONE, EYE, 1.0), {"on_error": "ignore"}),
         (ValueError, r"pbc must be one bool", (ONE, EYE, 1.0), {"pbc": [True, False]}),
         (TypeError, r"pbc must be bool", (ONE, EYE, 1.0), {"pbc": [1, 0, 1]}),
+        (TypeError, r"pbc must be bool, got None", (ONE, EYE, 1.0), {"pbc": None}),
+        (TypeError, r"pbc must be bool, got 'TTF'", (ONE, EYE, 1.0), {"pbc": "TTF"}),
+        (TypeError, r"cutoff must be of real numbers, got torch.bool", (ONE, EYE, torch.tensor(True)), {}),
+        (TypeError, r"cutoff must be of real numbers, got torch.complex64", (ONE, EYE, torch.tensor(1j)), {}),
+        (TypeError, r"capacity must be an integer or None, got float", (ONE, EYE, 1.0), {"capacity": 5.0}),
+        (TypeError, r"species must be int64 or int32, got list", (ONE, EYE, torch.ones(1, 1)), {"species": [0]}),
         (TypeError, r"positions must be a float32 or float64 tensor, got torch.int64", (ONE.long(), EYE, 1.0), {}),
         (TypeError, r"cell must be a tensor of positions' dtype", (ONE, EYE.double(), 1.0), {}),
         (TypeError, r"cell must be on positions' device, cpu, got meta", (ONE, EYE.to("meta"), 1.0), {}),
@@ -402,6 +443,8 @@ def test_bad_input_is_named(error, message, arguments, options):
         (ValueError, r"batch must have shape \(2,\)", {"batch": torch.tensor([0])}),
         (TypeError, "batch must be int64 or int32", {"batch": torch.tensor([0.0, 1.0])}),
         (TypeError, "natoms must be int64 or int32", {"natoms": torch.tensor([1.0, 1.0])}),
+        (TypeError, "natoms must be int64 or int32, got torch.float32", {"natoms": [1.5, 1]}),
+        (TypeError, "batch must be int64 or int32, got list", {"batch": [0, 1]}),
     ],
 )
 def test_bad_batches_are_named(error, message, options):

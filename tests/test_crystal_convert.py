@@ -67,7 +67,10 @@ def test_neighbor_list_is_ase_s(name, cutoff):
 
 @pytest.mark.parametrize(
     "cutoff",
-    [{("Na", "Cl"): 3.0}, {("Na", "Na"): 4.2, (17, 11): 2.9}, {("H", "H"): 9.0}, [1.2, 1.6] * 6, np.full(12, 1.5)],
+    [
+        *({("Na", "Cl"): 3.0}, {("Na", "Na"): 4.2, (17, 11): 2.9}, {("H", "H"): 9.0}, [1.2, 1.6] * 6, np.full(12, 1.5)),
+        *([0.0, 2.9] * 6, [-1.0, 2.9] * 6, np.float32(3.0)),
+    ],
 )
 @pytest.mark.parametrize("own", [False, True])
 def test_neighbor_list_takes_ase_s_cutoffs(cutoff, own):
@@ -75,6 +78,26 @@ def test_neighbor_list_takes_ase_s_cutoffs(cutoff, own):
     got = crystal.neighbor_list("ijSd", atoms, cutoff, self_interaction=own)
     assert rows(got) == rows(ase_neighbor_list("ijSd", atoms, cutoff, self_interaction=own))
     assert (np.diff(got[0]) >= 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:a cutoff of zero")
+def test_neighbor_list_of_nothing():
+    salt, none = ATOMS["salt"], type(ATOMS["salt"])()
+    for atoms, cutoff in ((salt, 0.0), (none, 3.0)):
+        got = crystal.neighbor_list("ijSd", atoms, cutoff, self_interaction=True)
+        assert [len(a) for a in got] == [
+            len(a) for a in ase_neighbor_list("ijSd", atoms, cutoff, self_interaction=True)
+        ]
+    assert len(crystal.neighbor_list("i", none, {("Na", "Cl"): 3.0})) == 0
+    assert len(crystal.neighbor_list("i", salt, {})) == 0
+    with pytest.raises(TypeError, match="a must be one Atoms, got 2 of them"):
+        crystal.neighbor_list("i", [salt, salt], 3.0)
+
+
+def test_neighbor_list_takes_tensors():
+    salt = ATOMS["salt"]
+    for cutoff in (torch.tensor(3.0), np.array(3.0), torch.full((len(salt),), 1.5)):
+        np.testing.assert_array_equal(crystal.neighbor_list("i", salt, cutoff), crystal.neighbor_list("i", salt, 3.0))
 
 
 def test_neighbor_list_of_one_letter_is_an_array():
@@ -136,6 +159,16 @@ def test_pymatgen_and_back():
         convert.from_pymatgen([structures[0], mixed])
     with pytest.raises(TypeError, match="structures must be IStructure or several of them, got Atom"):
         convert.from_pymatgen(ATOMS["copper"])
+    dummy = Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]])
+    for bad in (mixed, dummy):
+        for take in (convert.from_pymatgen, convert.chemistry):
+            with pytest.raises(ValueError, match=r"structures must be ordered, one element to a site, got .* 0$"):
+                take(bad)
+    heavy = convert.chemistry(Structure(Lattice.cubic(3), ["Og"], [[0, 0, 0]]))
+    assert heavy[0].isnan().all()
+    assert not heavy[1].any()
+    with pytest.raises(ValueError, match=r"crystals must have cells with a volume, got .* for structure 1"):
+        convert.to_pymatgen(c._replace(cell=torch.cat([c.cell[:1], 0 * c.cell[1:]])))
 
 
 def test_pyg_and_back(pyg):
@@ -175,7 +208,7 @@ def test_pyg_edges_in_any_order():
     torch.testing.assert_close(graph.distance[3], (x[0] - x[1] + h[2]).norm())
     cosines = torch.stack([h[1] @ h[2], h[0] @ h[2], h[0] @ h[1]]) / torch.tensor([20.0, 15.0, 12.0]).double()
     torch.testing.assert_close(torch.rad2deg(cosines.arccos()), fields["angles"][0].double())
-    data.edge_index = torch.tensor([[2], [0]])
+    data.edge_index, data.to_jimages = torch.tensor([[2], [0]]), torch.zeros(1, 3)
     with pytest.raises(ValueError, match=r"edge_index must lie in \[0, 2\), got 0 to 2"):
         convert.from_pyg(data)
     data.angles = torch.tensor([[10.0, 10.0, 170.0]])
@@ -183,7 +216,39 @@ def test_pyg_edges_in_any_order():
         convert.from_pyg(data)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_atoms": 1}, r"frac_coords must have shape \(1, 3\) to match num_atoms, got \(2, 3\)"),
+        ({"atom_types": torch.ones(3)}, r"atom_types must have shape \(2,\) to match num_atoms, got \(3,\)"),
+        ({"lengths": torch.ones(2, 3)}, r"lengths must have shape \(1, 3\) to match num_atoms, got \(2, 3\)"),
+        ({"angles": torch.ones(2, 3)}, r"angles must have shape \(1, 3\) to match num_atoms, got \(2, 3\)"),
+        ({"edge_index": torch.zeros(1, 2)}, r"edge_index and to_jimages must have shapes \(2, E\) and \(E, 3\)"),
+        ({"to_jimages": torch.zeros(2, 3)}, r"edge_index and to_jimages must have shapes .* \(2, 1\) and \(2, 3\)"),
+        ({"to_jimages": torch.full((1, 3), 2**40)}, "to_jimages must be whole numbers that fit int32, got others"),
+        ({"to_jimages": torch.full((1, 3), 0.5)}, "to_jimages must be whole numbers that fit int32, got others"),
+    ],
+)
+def test_pyg_fields_have_to_fit(fields, message):
+    crystal_of_two = {
+        "frac_coords": torch.rand(2, 3),
+        "atom_types": torch.ones(2, dtype=torch.int64),
+        "num_atoms": 2,
+        "lengths": torch.full((1, 3), 3.0),
+        "angles": torch.full((1, 3), 90.0),
+        "edge_index": torch.tensor([[0], [1]]),
+        "to_jimages": torch.zeros(1, 3),
+    }
+    assert convert.from_pyg(SimpleNamespace(**crystal_of_two))[1].num_edges == 1
+    with pytest.raises(ValueError, match=message):
+        convert.from_pyg(SimpleNamespace(**crystal_of_two | fields))
+
+
 def test_pyg_refuses_what_its_fields_cannot_tell(pyg):
+    c, other = (convert.from_ase(ATOMS[n]) for n in ("copper", "salt"))
+    graph = crystal.radius_graph(other.positions, other.cell, 3.0, natoms=other.natoms)
+    with pytest.raises(ValueError, match="graph must be of these crystals"):
+        convert.to_pyg(c, graph)
     with pytest.raises(ValueError, match="crystals must be right-handed"):
         convert.to_pyg(convert.from_ase(ATOMS["left-handed"]))
     with pytest.raises(ValueError, match="crystals must repeat along all axes"):

@@ -102,6 +102,14 @@ def test_no_length_no_gradient():
         assert torch.autograd.grad(found, a)[0].isfinite().all()
 
 
+def test_vectors_of_no_length_have_angle_zero_and_so_have_its_derivatives():
+    a, b = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    assert crystal.angles(a, b) == 0
+    assert torch.autograd.functional.jacobian(crystal.angles, (a, b))[0].abs().max() == 0
+    second = torch.autograd.functional.hessian(crystal.angles, (a, b))
+    assert all((h == 0).all() for row in second for h in row)
+
+
 def test_small_angles_are_exact():
     t = torch.tensor([1e-7, 1e-4, 1.0, math.pi - 1e-6], dtype=torch.float64)
     a = torch.tensor([1.0, 0, 0], dtype=torch.float64)
@@ -139,6 +147,34 @@ def test_27_images_of_a_skewed_cell_are_not_enough():
     got, _ = crystal.minimum_image(v, cell)
     assert got.norm() < reference.shortest_image(wrapped, cell, 1).min() - 0.1
     torch.testing.assert_close(got.norm(), reference.shortest_image(wrapped, cell, 9)[0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "steps"),
+    [
+        ([[2, 0, 0], [0, 3, 0], [0, 0, 4]], [[1, 0, 0], [12345, 1, 0], [-77, 4321, 1]]),
+        ([[2, 0, 0], [0.3, 3, 0], [0.2, 0.1, 4]], [[1, 300, 7], [0, 1, -900], [0, 0, 1]]),
+        ([[0.01, 0, 0], [0, 0.01, 0], [0, 0, 1000]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ([[1000, 0, 0], [0, 0.01, 0], [0, 0, 0.01]], [[1, 0, 0], [5, 1, 0], [0, 0, 1]]),
+        ([[1, 1, -1.001], [1, -1.001, 1], [-1.001, 1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    ],
+)
+@pytest.mark.parametrize("open_axis", [None, 0, 1, 2])
+def test_cells_may_be_as_skewed_and_flat_as_they_like(cell, steps, open_axis):
+    cell, steps = torch.tensor(cell, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64)
+    pbc = torch.ones(3, dtype=torch.bool)
+    if open_axis is not None:
+        pbc[open_axis] = False
+        steps[open_axis], steps[:, open_axis] = 0, 0
+        steps[open_axis, open_axis] = 1
+    g = torch.Generator().manual_seed(0)
+    v = (torch.rand(20, 3, generator=g, dtype=torch.float64) - 0.5) @ cell
+    truth = reference.shortest_image(v, cell, 2, tuple(pbc.tolist()))
+    far = torch.randint(-3, 4, (20, 3), generator=g).double() * pbc @ steps @ cell
+    got, shift = crystal.minimum_image(v + far, steps @ cell, pbc=pbc)
+    # Shifts go up to 1e6 steps of vectors up to 1e5 long, all in float64.
+    slack = 16 * torch.finfo(torch.float64).eps * (shift.double().abs() @ (steps @ cell).abs()).norm(dim=1)
+    assert ((got.norm(dim=1) - truth).abs() <= slack + 1e-12 * truth).all()
 
 
 def test_lattice_has_its_parameters():

@@ -156,6 +156,22 @@ def test_int32_graphs():
     assert torch.equal(conv(x, filter, narrow), conv(x, filter, graph))
 
 
+def test_edges_outside_of_their_rows_are_refused():
+    graph, x, filter, _, _ = example(13, 100, 7)
+    with pytest.raises(IndexError, match=r"target\[\d+\] must be \d+, in whose row it is, got \d+"):
+        conv(x, filter, graph._replace(edge_index=graph.edge_index.flip(1)))
+
+
+def test_pointers_that_change_in_place_are_seen():
+    graph, x, filter, _, _ = example(13, 100, 7)
+    conv(x, filter, graph)
+    graph.edge_index[1], graph.ptr[1:-1] = 12, 0
+    want = reference.conv(x, filter, graph.source, graph.target, 13)
+    torch.testing.assert_close(conv(x, filter, graph), want)
+    graph.ptr[1:] = 0  # all is padding
+    assert not conv(x, filter, graph).any()
+
+
 def test_a_graph_is_sorted_once_and_forgotten_with_it():
     graph, x, filter, _, _ = example(13, 100, 7)
     before = len(ops._known)
@@ -260,6 +276,26 @@ def test_table_is_exact_where_no_table_will_do():
     assert not RadialTable(lambda r: (1 / r)[:, None], 3.0, minimum=0.5).exact
 
 
+@pytest.mark.parametrize("most", [256, 2])
+def test_padding_may_lie_where_no_table_reaches(most):
+    """Its distance is 0, where a network may be singular."""
+    full, short = (example(13, 100, 1, padding=p)[0] for p in (0, 9))
+    x, power = example(13, 100, 1)[1], torch.nn.Parameter(torch.tensor(-1.0).double())
+    network = torch.nn.Module()
+    network.power, network.forward = power, lambda r: (r**power)[:, None]
+    table = RadialTable(network, 4.0, minimum=0.5, knots=most, most=most)
+    assert table.exact == (most == 2)
+    r = full.distance + 0.6
+    padded = torch.cat([r, torch.zeros(9, dtype=torch.float64)]).requires_grad_()
+    found = []
+    for graph, distance in ((full, r.requires_grad_()), (short, padded)):
+        out = conv(x, table, graph, distance)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [distance, power])))
+    for got, want in zip(found[1], found[0], strict=True):
+        assert torch.equal(got[: len(want)] if got.dim() else got, want)
+    assert not found[1][1][100:].any()
+
+
 def test_training_goes_through_the_table(network):
     """Forces and a loss of them: gradients of the network's parameters against those of the network on each edge."""
     graph, x, _, scale, _ = example(13, 100, 5)
@@ -306,6 +342,7 @@ def test_table_sees_parameters_that_change(network):
         ({"most": 100}, ValueError, "most must be at least knots, 256, got 100"),
         ({"network": lambda r: r}, ValueError, r"network must return \(256, F\) for \(256,\) distances, got \(256,\)"),
         ({"network": lambda r: 3}, ValueError, "network must return .* got int"),
+        ({"network": lambda r: r.new_zeros(len(r), 0)}, ValueError, r"network must return .* got \(256, 0\)"),
         ({"network": lambda r: r[:, None].half()}, TypeError, "network must return float32 or float64, got"),
     ],
 )
@@ -320,6 +357,14 @@ def test_distances_outside_the_table_are_refused(network, value):
     r[4] = value
     with pytest.raises(ValueError, match=r"distance\[4\] must be in \[0.0*, 3.0*\], got"):
         RadialTable(network, 3.0)(r)
+
+
+def test_distances_of_another_kind_are_refused(network):
+    table, r = RadialTable(network, 3.0), torch.rand(9, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"distance must have the dtype of the network, torch.float64, got"):
+        table(r.float())
+    with pytest.raises(ValueError, match=r"distance must have shape \(E,\), got \(3, 3\)"):
+        table(r.reshape(3, 3))
 
 
 REFUSED = [
@@ -347,7 +392,8 @@ def test_graphs_that_lead_nowhere_are_refused():
     for name, bad, message in [
         ("edge_index", graph.edge_index + 1, r"source\[\d+\] must be in \[0, 13\), got 13"),
         ("edge_index", graph.edge_index - 1, r"source\[\d+\] must be in \[0, 13\), got -1"),
-        ("ptr", graph.ptr + 1, r"ptr\[13\] must be in \[0, 100\], got 101"),
+        ("ptr", graph.ptr + 1, r"ptr\[0\] must be 0, got 1"),
+        ("ptr", 2 * graph.ptr, r"ptr\[\d+\] must be at most 100, got 1"),
         ("ptr", graph.ptr.flip(0) - graph.ptr[-1] + 100, r"ptr\[0\] must be 0, got 100"),
     ]:
         with pytest.raises(IndexError, match=message):

@@ -139,3 +139,18 @@ def test_lists_last_while_atoms_move_little(inclusive):
     for bad in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="skin must be finite"):
             crystal.NeighborList(1.0, skin=bad)
+
+
+def test_lists_see_arguments_that_change_in_place():
+    x, cell = 5 * torch.rand(4, 3), 5 * torch.eye(3)
+    near, pbc, natoms, cells = crystal.NeighborList(3.0), np.array([True, True, True]), [2, 2], cell.repeat(2, 1, 1)
+    for change in (lambda: None, lambda: pbc.__setitem__(2, False)):
+        change()
+        for a, b in zip(near(x, cell, pbc=pbc), crystal.neighbors(x, cell, 3.0, pbc), strict=True):
+            assert a is b is None or torch.equal(a, b)
+    assert near.rebuilds == 2
+    for change in (lambda: None, lambda: natoms.__setitem__(slice(None), [1, 3]), lambda: cells.mul_(1.1)):
+        change()
+        graph = near(x, cells, natoms=natoms)
+        assert torch.equal(graph.edge_index, crystal.radius_graph(x, cells, 3.0, natoms=natoms).edge_index)
+    assert near.rebuilds == 5

@@ -246,7 +246,8 @@ def crystals(_):
         crystal_neighbors(add, dtype)
         crystal_geometry(add, dtype)
     crystal_nearest(add)
-    add("_nearest", "*fp64 *i64 *i64 *fp64 *i32", {})
+    add("_nearest", "*fp64 *i64 *i64 *fp64 *i64 *i32", {})
+    add("_reduce", "*fp64", {}, 1)
     return found
 
 

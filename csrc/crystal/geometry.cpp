@@ -88,40 +88,84 @@ void vectors_adjoint(Tensor<const T> g, Shifts shift, Ints other, Ints edge, Int
         }
 }
 
-// The cell in triangular form, so that the images within a radius can be listed axis by axis. basis[k] is the unit
-// vector along which axis k sticks out of those after it; part[k][m] the component of axis k along basis[m].
-struct Frame {
-    double cell[9], basis[3][3], part[3][3];
-    bool periodic[3];
-};
-
 inline double dot(const double* a, const double* b) {
     return (a[0] * b[0] + a[1] * b[1]) + a[2] * b[2];
 }
 
+// The lattice of the axes that repeat, in triangular form, so that the images within a radius can be listed axis by
+// axis: basis[k] is the unit vector along which axis k sticks out of those after it; part[k][m] the component of axis k
+// along basis[m]; steps[k] what axis k is of the cell.
+struct Frame {
+    int count = 0;
+    double axis[3][3] = {}, basis[3][3] = {}, part[3][3] = {};
+    int64_t steps[3][3] = {};
+
+    // False where axes are in the span of others.
+    bool triangulate() {
+        for (int k = count - 1; k >= 0; --k) {
+            const double length = std::sqrt(dot(axis[k], axis[k]));
+            double rest[3] = {axis[k][0], axis[k][1], axis[k][2]};
+            for (int round = 0; round < 2; ++round)  // twice: once more for what rounding left
+                for (int m = count - 1; m > k; --m) {
+                    const double along = dot(rest, basis[m]);
+                    for (int q = 0; q < 3; ++q) rest[q] -= along * basis[m][q];
+                }
+            const double out = std::sqrt(dot(rest, rest));
+            if (!(out > 1e-10 * length) || !std::isfinite(length)) return false;
+            for (int q = 0; q < 3; ++q) basis[k][q] = rest[q] / out;
+            for (int m = k; m < count; ++m) part[k][m] = m == k ? out : dot(axis[k], basis[m]);
+        }
+        return true;
+    }
+
+    // Short vectors of the same lattice, the longest first: however skewed or flat the cell, few images are within the
+    // radius that going to the nearest plane, axis after axis, leaves. By pairs, as Lagrange does, then each by sums
+    // and differences of the other two.
+    void reduce() {
+        for (int round = 0; round < 200; ++round) {
+            bool shorter = false;
+            for (int k = 0; k < count; ++k)
+                for (int m = 0; m < count; ++m)
+                    if (k != m) shorter |= shorten(k, m, m, 0);
+            for (int k = 0; k < count && count == 3 && !shorter; ++k)
+                for (int sign = -1; sign <= 1; sign += 2) shorter |= shorten(k, (k + 1) % 3, (k + 2) % 3, sign);
+            if (!shorter) break;
+        }
+        for (int pass = 0; pass < 2; ++pass)
+            for (int k = 0; k + 1 < count; ++k)
+                if (dot(axis[k], axis[k]) < dot(axis[k + 1], axis[k + 1]))
+                    std::swap(axis[k], axis[k + 1]), std::swap(steps[k], steps[k + 1]);
+    }
+
+  private:
+    // Takes the nearest multiple of axis m + sign * axis n from axis k; false where that is none.
+    bool shorten(int k, int m, int n, int sign) {
+        double v[3];
+        for (int c = 0; c < 3; ++c) v[c] = axis[m][c] + sign * axis[n][c];
+        const double q = std::floor(dot(axis[k], v) / dot(v, v) + 0.5);
+        if (q == 0) return false;
+        for (int c = 0; c < 3; ++c) {
+            axis[k][c] -= q * v[c];
+            steps[k][c] -= int64_t(q) * (steps[m][c] + sign * steps[n][c]);
+        }
+        return true;
+    }
+};
+
 template <class T>
 Frame frame(const T* cell, const bool* periodic, int64_t b) {
-    Frame f{};
-    for (int k = 0; k < 9; ++k) f.cell[k] = double(cell[k]);
-    for (int k = 2; k >= 0; --k) {
-        f.periodic[k] = periodic[k];
+    Frame f;
+    for (int k = 0; k < 3; ++k) {
         if (!periodic[k]) continue;
-        const double* axis = f.cell + 3 * k;
-        const double length = std::sqrt(dot(axis, axis));
-        double rest[3] = {axis[0], axis[1], axis[2]};
-        for (int round = 0; round < 2; ++round)  // twice: once more for what rounding left
-            for (int m = 2; m > k; --m) {
-                const double along = dot(rest, f.basis[m]);
-                for (int q = 0; q < 3; ++q) rest[q] -= along * f.basis[m][q];
-            }
-        const double out = std::sqrt(dot(rest, rest));
-        if (!(out > 1e-10 * length) || !std::isfinite(length))
-            throw py::value_error("cell[" + std::to_string(b) +
-                                  "] must be finite and not singular along its periodic axes, got axis " +
-                                  std::to_string(k) + " in the span of those after it");
-        for (int q = 0; q < 3; ++q) f.basis[k][q] = rest[q] / out;
-        for (int m = k; m < 3; ++m) f.part[k][m] = m == k ? out : dot(axis, f.basis[m]);
+        for (int c = 0; c < 3; ++c) f.axis[f.count][c] = double(cell[3 * k + c]);
+        f.steps[f.count++][k] = 1;
     }
+    if (!f.triangulate())
+        throw py::value_error(
+            "cell[" + std::to_string(b) +
+            "] must be finite and not singular along its periodic axes, got one in the span of others");
+    f.reduce();
+    f.triangulate();
     return f;
 }
 
@@ -132,25 +176,23 @@ struct Search {
 
     // Axis k and those after it: `y` holds what is left of the vector along each basis vector, `sum` the square so far.
     void visit(int k, double sum) {
-        if (k == 3) {
+        if (k == f.count) {
             if (sum < best) best = sum, found[0] = s[0], found[1] = s[1], found[2] = s[2];
             return;
         }
-        s[k] = 0;
-        if (!f.periodic[k]) return visit(k + 1, sum);
         const double width = f.part[k][k], at = y[k] / width, reach = std::sqrt(std::max(best - sum, 0.0)) / width;
         const int64_t low = int64_t(std::ceil(-at - reach - 1e-9)), high = int64_t(std::floor(-at + reach + 1e-9));
         const double before[3] = {y[0], y[1], y[2]};
         for (int64_t t = low; t <= high; ++t) {
             s[k] = t;
-            for (int m = k; m < 3; ++m) y[m] = before[m] + double(t) * f.part[k][m];
+            for (int m = k; m < f.count; ++m) y[m] = before[m] + double(t) * f.part[k][m];
             visit(k + 1, sum + y[k] * y[k]);
         }
         std::copy(before, before + 3, y);
     }
 };
 
-// shift (M, 3): of all v + shift @ cell[structure], the shortest; of equals, the first shift in lexicographic order, as
+// shift (M, 3): of all v + shift @ cell[structure], the shortest; of equals, the first in the order of the search, as
 // far as rounding lets them be equal.
 template <class T>
 void nearest_shift(Tensor<const T> v, Tensor<const T> cell, Ints structure, Tensor<const bool> periodic,
@@ -164,22 +206,25 @@ void nearest_shift(Tensor<const T> v, Tensor<const T> cell, Ints structure, Tens
         Search search{f, {}, INFINITY, {}, {}};
         double x[3] = {double(v.row(m)[0]), double(v.row(m)[1]), double(v.row(m)[2])};
         // Axis by axis to the nearest plane: not yet the nearest image, but near.
-        int64_t start[3] = {};
-        for (int k = 0; k < 3; ++k) {
-            if (!f.periodic[k]) continue;
-            const double t = -std::nearbyint(dot(x, f.basis[k]) / f.part[k][k]);
-            if (!(std::abs(t) < 2e9)) return false;
-            start[k] = int64_t(t);
-            for (int q = 0; q < 3; ++q) x[q] += t * f.cell[3 * k + q];
+        double start[3] = {};
+        for (int k = 0; k < f.count; ++k) {
+            start[k] = -std::nearbyint(dot(x, f.basis[k]) / f.part[k][k]);
+            if (!(std::abs(start[k]) < 2e9)) return false;
+            for (int q = 0; q < 3; ++q) x[q] += start[k] * f.axis[k][q];
         }
         double inside = 0;
-        for (int k = 0; k < 3; ++k) {
-            search.y[k] = f.periodic[k] ? dot(x, f.basis[k]) : 0;
+        for (int k = 0; k < f.count; ++k) {
+            search.y[k] = dot(x, f.basis[k]);
             inside += search.y[k] * search.y[k];
         }
         search.best = inside * (1 + 1e-12) + 1e-300;
         search.visit(0, 0);
-        for (int k = 0; k < 3; ++k) shift.row(m)[k] = int32_t(start[k] + search.found[k]);
+        for (int c = 0; c < 3; ++c) {
+            double total = 0;
+            for (int k = 0; k < f.count; ++k) total += (start[k] + double(search.found[k])) * double(f.steps[k][c]);
+            if (!(std::abs(total) < 2e9)) return false;
+            shift.row(m)[c] = int32_t(total);
+        }
         return true;
     };
     int64_t far = count;

@@ -102,13 +102,21 @@ struct Lattice {
     Vec in_axes(Vec x) const { return {dot(x, axis[0]), dot(x, axis[1]), dot(x, axis[2])}; }
 
     // Edges that n atoms have within a reach, if they lie evenly: to refuse what no memory holds before counting it.
-    double expected_edges(double n, double reach) const {
-        double images = 1, ball = 4.18879020478639;  // of a ball of 3, 2, 1 dimensions
+    double expected_edges(double n, double reach, Vec low, Vec high) const {
+        const Vec span = high - low;
+        double near = n * n, ball = 4.18879020478639;  // of a ball of 3, 2, 1 dimensions
         int dimensions = 0;
-        for (int k = 0; k < 3; ++k)
-            if (periodic[k]) ++dimensions, images *= reach / step[k][k];
+        for (int k = 0; k < 3; ++k) {
+            if (periodic[k]) {
+                ++dimensions, near *= reach / step[k][k];
+                continue;
+            }
+            const double extent =
+                std::abs(axis[k].x) * span.x + std::abs(axis[k].y) * span.y + std::abs(axis[k].z) * span.z;  // at most
+            if (extent > 2 * reach) near *= 2 * reach / extent;
+        }
         ball = dimensions == 3 ? ball : dimensions == 2 ? 3.14159265358979 : dimensions == 1 ? 2 : 1;
-        return n * n * images * ball;
+        return near * ball;
     }
 };
 

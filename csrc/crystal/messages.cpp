@@ -62,10 +62,13 @@ void product(Tensor<const T> x, Tensor<const T> g, Ints other, Ints edge, Ints p
 // Positions beyond the last edge hold 0.
 void transpose(Ints source, Ints target, Ints used, int64_t sources, Tensor<int64_t> other, Tensor<int64_t> edge,
                Tensor<int64_t> ptr) {
-    const int64_t edges = used[used.size(0) - 1], all = source.size(0);
-    if (edges < 0 || edges > all) refuse("ptr", used.size(0) - 1, "be in [0, " + std::to_string(all) + "]", edges);
+    const int64_t all = source.size(0), targets = used.size(0) - 1;
+    check_pointers("ptr", used, all);
+    const int64_t edges = used[targets];
     check_indices("source", source, edges, sources);
-    check_indices("target", target, edges, used.size(0) - 1);
+    for (int64_t i = 0; i < targets; ++i)
+        for (int64_t e = used[i]; e < used[i + 1]; ++e)
+            if (target[e] != i) refuse("target", e, "be " + std::to_string(i) + ", in whose row it is", target[e]);
     std::vector<int64_t> next(sources + 1, 0);
     for (int64_t e = 0; e < edges; ++e) ++next[source[e] + 1];
     for (int64_t j = 0; j < sources; ++j) next[j + 1] += next[j];

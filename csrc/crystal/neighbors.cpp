@@ -88,7 +88,7 @@ int32_t check(const Lattice& lattice, const Structure& s, double max_edges) {
     }
     if (!(farther < farthest) || !std::isfinite(reach.slack)) return too_far;
     // Far beyond, that is: what is expected is not what is found.
-    return lattice.expected_edges(double(s.n), s.cutoff) > 2 * max_edges + 1e6 ? too_many : 0;
+    return lattice.expected_edges(double(s.n), s.cutoff, s.low, s.high) > 2 * max_edges + 1e6 ? too_many : 0;
 }
 
 // What a thread keeps from one structure to the next.

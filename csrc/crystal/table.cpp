@@ -50,16 +50,22 @@ struct Knots {
     }
 };
 
+// Padding may hold anything.
 template <class T>
-void check_edges(Tensor<const T> r, Knots knots) {
+void check_edges(Tensor<const T> r, Knots knots, const Rows& rows) {
     const double end = knots.start + knots.spacing * double(knots.pieces), slack = 1e-6 * (std::abs(end) + 1);
     const T low = T(knots.start - slack), high = T(end + slack);
     int64_t wrong = 0;
-    for (int64_t e = 0; e < r.size(0); ++e) wrong |= int64_t(!(r[e] >= low)) | int64_t(!(r[e] <= high));
-    for (int64_t e = 0; wrong && e < r.size(0); ++e)
+    for (int64_t p = 0; p < rows.used; ++p) {
+        const T at = r[rows.at(p)];
+        wrong |= int64_t(!(at >= low)) | int64_t(!(at <= high));
+    }
+    for (int64_t p = 0; wrong && p < rows.used; ++p) {
+        const int64_t e = rows.at(p);
         if (!(r[e] >= low && r[e] <= high))
             throw py::value_error("distance[" + std::to_string(e) + "] must be in [" + std::to_string(knots.start) +
                                   ", " + std::to_string(end) + "], got " + std::to_string(r[e]));
+    }
 }
 
 // out (rows, F): out_i = sum over p in row i, e = edge[p], of scale (E)[e] * T_d(r (E)[e]) * x[other[p]]
@@ -69,7 +75,7 @@ void table_conv(Tensor<const T> x, Tensor<const T> scale, Tensor<const T> r, Ten
     const int64_t columns = x.size(1);
     const Rows rows(other, edge, ptr, x.size(0), r.size(0));
     const Knots knots(start, spacing, table.size(0), order);
-    check_edges(r, knots);
+    check_edges(r, knots, rows);
 #pragma omp parallel for schedule(dynamic, 64) if (parallel(rows.used * columns))
     for (int64_t i = 0; i < rows.count; ++i)
         for_columns<T>(columns, [&]<class Of, int N>(int64_t c) {
@@ -99,7 +105,7 @@ void table_dot(Tensor<const T> x, Tensor<const T> g, Tensor<const T> r, Tensor<c
     const int64_t columns = x.size(1);
     const Rows rows(other, edge, ptr, x.size(0), r.size(0));
     const Knots knots(start, spacing, table.size(0), order);
-    check_edges(r, knots);
+    check_edges(r, knots, rows);
     if (rows.used < out.size(0)) std::fill(out.data, out.data + out.size(0), T(0));
 #pragma omp parallel for schedule(dynamic, 64) if (parallel(rows.used * columns))
     for (int64_t i = 0; i < rows.count; ++i)
@@ -132,7 +138,7 @@ void table_sums(Tensor<const T> x, Tensor<const T> g, Tensor<const T> scale, Ten
     const int64_t columns = x.size(1), pieces = out.size(0) - 1;
     const Rows rows(other, edge, ptr, x.size(0), r.size(0));
     const Knots knots(start, spacing, out.size(0), order);
-    check_edges(r, knots);
+    check_edges(r, knots, rows);
     struct Visit {
         int64_t other, row;
         T w[4];

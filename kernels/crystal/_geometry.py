@@ -64,6 +64,54 @@ def _strain(g, shift, edge_ptr, dcell, BE: tl.constexpr):
 
 
 @triton.jit
+def _shorten(a, v, vector):
+    """A vector less the nearest multiple of another, and whether that is any; lanes of no vector go along."""
+    q = tl.floor(tl.sum(a * v * vector, 0) / tl.sum(v * v * vector, 0) + 0.5)
+    q = tl.where(tl.abs(q) > 0, q, 0.0)  # not by vectors of no length
+    return a - q * v, q != 0
+
+
+@triton.jit
+def _reduce(axes):
+    """Short vectors of the lattice of three, eight lanes each: x, y, z, and steps along the three that they are of.
+
+    As in csrc/crystal/geometry.cpp: by pairs, then each by sums and differences of the other two.
+    """
+    at = axes + 24 * tl.program_id(0).to(tl.int64) + tl.arange(0, 8)
+    vector = tl.where(tl.arange(0, 8) < 3, 1.0, 0.0).to(tl.float64)
+    a, b, c = tl.load(at), tl.load(at + 8), tl.load(at + 16)
+    rounds = 0
+    while rounds < 200:
+        a, more = _shorten(a, b, vector)
+        a, found = _shorten(a, c, vector)
+        more = more | found
+        b, found = _shorten(b, a, vector)
+        more = more | found
+        b, found = _shorten(b, c, vector)
+        more = more | found
+        c, found = _shorten(c, a, vector)
+        more = more | found
+        c, found = _shorten(c, b, vector)
+        more = more | found
+        if not more:
+            a, more = _shorten(a, b - c, vector)
+            a, found = _shorten(a, b + c, vector)
+            more = more | found
+            b, found = _shorten(b, c - a, vector)
+            more = more | found
+            b, found = _shorten(b, c + a, vector)
+            more = more | found
+            c, found = _shorten(c, a - b, vector)
+            more = more | found
+            c, found = _shorten(c, a + b, vector)
+            more = more | found
+        rounds = tl.where(more, rounds + 1, 200)
+    tl.store(at, a)
+    tl.store(at + 8, b)
+    tl.store(at + 16, c)
+
+
+@triton.jit
 def _span(y, width, left):
     reach = tl.sqrt(tl.maximum(left, 0.0)) / width
     low = tl.ceil(-y / width - reach - 1e-9).to(tl.int64)
@@ -71,7 +119,7 @@ def _span(y, width, left):
 
 
 @triton.jit
-def _nearest(y, start, structure, part, shift):
+def _nearest(y, start, structure, part, steps, shift):
     """Of the images within the one found plane by plane, the shortest: one axis after the other, one vector each."""
     m = tl.program_id(0).to(tl.int64)
     at = part + 9 * tl.load(structure + m)
@@ -99,9 +147,13 @@ def _nearest(y, start, structure, part, shift):
                 nearer = length < best
                 best = tl.where(nearer, length, best)
                 a, b, c = tl.where(nearer, s0, a), tl.where(nearer, s1, b), tl.where(nearer, s2, c)
-    tl.store(shift + 3 * m, (tl.load(start + 3 * m) + a).to(tl.int32))
-    tl.store(shift + 3 * m + 1, (tl.load(start + 3 * m + 1) + b).to(tl.int32))
-    tl.store(shift + 3 * m + 2, (tl.load(start + 3 * m + 2) + c).to(tl.int32))
+    a += tl.load(start + 3 * m)
+    b += tl.load(start + 3 * m + 1)
+    c += tl.load(start + 3 * m + 2)
+    of = steps + 9 * tl.load(structure + m)
+    for k in range(3):
+        total = a * tl.load(of + k) + b * tl.load(of + 3 + k) + c * tl.load(of + 6 + k)
+        tl.store(shift + 3 * m + k, total.to(tl.int32))
 
 
 def _segment(ptr, count):
@@ -128,23 +180,31 @@ def vectors_adjoint(g, shift, other, edge, ptr, other_t, edge_t, ptr_t, edge_ptr
 
 
 def nearest_shift(vector, cell, structure, periodic, shift):
-    cell, x = cell.double(), vector.double()
-    basis, part = torch.zeros_like(cell), torch.zeros_like(cell)
+    x = vector.double()
+    axes = torch.zeros(len(cell), 3, 8, dtype=torch.float64, device=cell.device)
+    axes[:, :, :3] = torch.where(periodic[:, :, None], cell, 0)
+    axes[:, :, 3:6] = torch.eye(3, device=cell.device)
+    if len(cell):
+        _reduce[(len(cell),)](axes, num_warps=1)
+    order = axes[:, :, :3].norm(dim=2).argsort(dim=1, descending=True)  # none of no length before others
+    axes = axes.gather(1, order[:, :, None].expand(-1, -1, 8))
+    axis, steps = axes[:, :, :3].contiguous(), axes[:, :, 3:6].long().contiguous()
+    basis, part = torch.zeros_like(axis), torch.zeros_like(axis)
     for k in (2, 1, 0):
-        rest = cell[:, k]
+        rest = axis[:, k]
         for _ in range(2):
             for m in range(2, k, -1):
                 rest = rest - (rest * basis[:, m]).sum(1, keepdim=True) * basis[:, m]
         out = rest.norm(dim=1)
-        on = periodic[:, k]
+        on = out > 0
         basis[:, k] = torch.where(on[:, None], rest / out[:, None], 0)
-        part[:, k] = torch.where(on[:, None], (basis @ cell[:, k, :, None])[..., 0], 0)
+        part[:, k] = torch.where(on[:, None], (basis @ axis[:, k, :, None])[..., 0], 0)
         part[:, k, k] = torch.where(on, out, torch.inf)
     start = torch.zeros(len(x), 3, dtype=torch.int64, device=x.device)
     for k in range(3):
         t = -((x * basis[structure, k]).sum(1) / part[structure, k, k]).round()
         start[:, k] = t.long()
-        x = x + t[:, None] * cell[structure, k]
+        x = x + t[:, None] * axis[structure, k]
     y = (basis[structure] @ x[:, :, None])[..., 0].contiguous()
     if len(x):
-        _nearest[(len(x),)](y, start, structure, part, shift)
+        _nearest[(len(x),)](y, start, structure, part, steps, shift)

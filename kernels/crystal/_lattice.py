@@ -89,7 +89,9 @@ def rows(positions, cell, pbc, atom_ptr, cutoff, kinds, inclusive, max_edges):
     farther = torch.where(pbc, (2 * corner + reach)[:, None] / spacing, 0.0).amax(1)
     far = ~(farther < 2**30) | ~slack.isfinite()
     status = torch.where(status == 0, far * TOO_FAR, status)
-    images = torch.where(pbc, radius[:, None] * per, 1.0).prod(1)
+    extent = (axis.abs() * (high - low)[:, None]).sum(2)  # at most
+    share = torch.where(extent > 2 * radius[:, None], 2 * radius[:, None] / extent, 1.0)
+    images = torch.where(pbc, radius[:, None] * per, share).prod(1)
     ball = torch.tensor([1.0, 2.0, torch.pi, 4.18879020478639], dtype=cell.dtype, device=cell.device)[pbc.sum(1)]
     many = natoms.double().square() * images * ball > 2 * max_edges + 1e6
     status = torch.where(status == 0, many * TOO_MANY, status)

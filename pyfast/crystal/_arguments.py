@@ -1,6 +1,8 @@
 """What the functions that make graphs are given, checked and brought into one form."""
 
+import os
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -69,7 +71,10 @@ def batch_of(
 
 def _pbc(pbc: bool | Sequence[bool] | Tensor, B: int, positions: Tensor) -> Tensor:
     if not isinstance(pbc, Tensor):
-        pbc = torch.tensor(pbc, device=positions.device)
+        try:
+            pbc = torch.tensor(pbc, device=positions.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"pbc must be bool, got {pbc!r}") from None
     if pbc.dtype != torch.bool:
         raise TypeError(f"pbc must be bool, got {pbc.dtype}")
     _same_device("pbc", pbc, positions)
@@ -83,8 +88,7 @@ def _atom_ptr(
 ) -> Tensor:
     device = positions.device
     if batch is not None:
-        if batch.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+        _check_indices("batch", batch)
         if batch.shape != (N,):
             raise ValueError(f"batch must have shape ({N},) to match positions, got {tuple(batch.shape)}")
         _same_device("batch", batch, positions)
@@ -99,9 +103,9 @@ def _atom_ptr(
             raise ValueError(f"natoms or batch must be given for {B} structures, got neither")
         return torch.tensor([0, N], device=device)
     if not isinstance(natoms, Tensor):
-        natoms = torch.tensor(natoms, dtype=torch.int64, device=device)
-    if natoms.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"natoms must be int64 or int32, got {natoms.dtype}")
+        natoms = torch.tensor(natoms, device=device)
+        natoms = natoms if natoms.numel() else natoms.long()  # of no structures
+    _check_indices("natoms", natoms)
     if natoms.shape != (B,):
         raise ValueError(f"natoms must have shape ({B},) to match cell, got {tuple(natoms.shape)}")
     _same_device("natoms", natoms, positions)
@@ -119,7 +123,9 @@ def _cutoff(
     device = positions.device
     if isinstance(cutoff, Tensor):
         _same_device("cutoff", cutoff, positions)
-    elif isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
+        if cutoff.is_complex() or cutoff.dtype == torch.bool:
+            raise TypeError(f"cutoff must be of real numbers, got {cutoff.dtype}")
+    elif isinstance(cutoff, bool) or not isinstance(cutoff, Real):
         raise TypeError(f"cutoff must be a number or a tensor, got {_type(cutoff)}")
     elif not 0 <= cutoff < float("inf"):
         raise ValueError(f"cutoff must be finite and not negative, got {cutoff}")
@@ -135,8 +141,7 @@ def _cutoff(
         return radius.expand(B).contiguous(), torch.empty(0, dtype=torch.int64, device=device)
     if radius.dim() != 2 or radius.shape[0] != radius.shape[1] or not radius.numel():
         raise ValueError(f"cutoff must have shape (K, K) where species is given, got {tuple(radius.shape)}")
-    if species.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"species must be int64 or int32, got {species.dtype}")
+    _check_indices("species", species)
     if species.shape != (N,):
         raise ValueError(f"species must have shape ({N},) to match positions, got {tuple(species.shape)}")
     _same_device("species", species, positions)
@@ -188,6 +193,11 @@ def too_many(batch: Batch, max_edges: int, structure: int | None = None, edges: 
     )
 
 
+def memory() -> int:
+    """Bytes of memory that there are."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def check_tensor(
     name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor | None = None, other: str = "x"
 ) -> None:
@@ -214,6 +224,11 @@ def check_graph(graph: PeriodicGraph, like: Tensor, other: str) -> None:
     """Refuse a graph on another device than a tensor."""
     if graph.ptr.device != like.device:
         raise TypeError(f"graph must be on the device of {other}, {like.device}, got {graph.ptr.device}")
+
+
+def _check_indices(name: str, x: object) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int64 or int32, got {_type(x)}")
 
 
 def _same_device(name: str, x: Tensor, positions: Tensor) -> None:

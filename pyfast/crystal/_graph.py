@@ -96,5 +96,10 @@ class PeriodicGraph(NamedTuple):
 
         Returns:
             A graph whose tensors are on that device.
+
+        Raises:
+            TypeError: if a dtype is given, as a graph has several.
         """
+        if any(isinstance(a, (torch.dtype, Tensor)) for a in (*args, *kwargs.values())):
+            raise TypeError("args must be of a device, as a graph has several dtypes, got a dtype or a tensor")
         return tree_map(lambda x: None if x is None else x.to(*args, **kwargs), self)

@@ -1,6 +1,7 @@
 """The k nearest neighbours, in every image."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -46,11 +47,12 @@ def knn_graph(
         batch: as in ``radius_graph``.
         pbc: as in ``radius_graph``.
         inclusive: as in ``radius_graph``.
-        ties: "canonical": k exactly; of equals, those whose vectors come first, lexicographically, so that the choice
-            follows the atoms however they are numbered or moved by cell vectors. "include": also all that are farther
-            than the k-th by no more than the tolerance, which rotating the structure does not change either. "cdvae":
-            as CDVAE and OCP choose, but in all images: k exactly, of equals those of the atom with the least index,
-            atoms nearer than 0.01 Å left out, the cutoff inclusive.
+        ties: "canonical": k exactly; of what is equally far, to the bit, those whose vectors come first,
+            lexicographically, so that the choice follows the atoms however they are numbered. "include": also all that
+            are farther than the k-th by no more than the tolerance, which moving atoms by cell vectors or rotating the
+            structure, both of which round, does not change either. "cdvae": as CDVAE and OCP choose, but in all images:
+            k exactly, of equals those of the atom with the least index, atoms nearer than 0.01 Å left out, the cutoff
+            inclusive.
         tolerance: Å, of "include".
         symmetrize: None leaves the graph directed. "union" keeps an edge if either end chose it, "mutual" if both did.
         vectors: as in ``radius_graph``.
@@ -77,8 +79,8 @@ def knn_graph(
     6
     """
     check_options(index_dtype, on_error, None, max_edges)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k}")
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**63:
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if ties not in TIES:
         raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
     if symmetrize not in (None, "union", "mutual"):
@@ -101,7 +103,7 @@ def knn_graph(
     near = graph_of(wide, inclusive, False, None, torch.int64, look, max_edges, counted)
     chosen = _search.choose(
         near.edge_index, near.shift, near.distance, near.ptr, wide.positions, wide.cell, wide.pbc, wide.atom_ptr,
-        k, TIES.index(ties), tolerance, 1e-2 if ties == "cdvae" else -1.0,
+        int(k), TIES.index(ties), tolerance, 1e-2 if ties == "cdvae" else -1.0,
     )  # fmt: skip
     if symmetrize is not None:
         back = chosen[near.reverse]

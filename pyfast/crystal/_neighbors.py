@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import MOST_EDGES, Batch, batch_of, refuse, too_many
+from pyfast.crystal._arguments import MOST_EDGES, Batch, batch_of, memory, refuse, too_many
 from pyfast.crystal._graph import PeriodicGraph, Status
 
 
@@ -131,7 +132,7 @@ def radius_graph(
         ValueError: if a shape or value is wrong: numbers that are not finite, cells without volume, positions so far
             out that shifts would not fit int32, a batch that is not sorted.
         TypeError: if a dtype or device is wrong.
-        MemoryError: if there would be more than ``max_edges`` edges.
+        MemoryError: if there would be more than ``max_edges`` edges, or, on a CPU, more than its memory holds.
 
     Source: the conventions are those of ASE's ``neighbor_list``, https://ase-lib.org/ase/neighborlist.html.
 
@@ -157,6 +158,8 @@ def check_options(index_dtype: torch.dtype, on_error: str, capacity: int | None,
         raise TypeError(f"index_dtype must be torch.int64 or torch.int32, got {index_dtype}")
     if on_error not in ("raise", "mask"):
         raise ValueError(f"on_error must be 'raise' or 'mask', got {on_error!r}")
+    if isinstance(capacity, bool) or not isinstance(capacity, (Integral, torch.SymInt, type(None))):
+        raise TypeError(f"capacity must be an integer or None, got {type(capacity).__name__}")
     most = 2**31 - 1 if index_dtype == torch.int32 else 2**62
     for name, n in (("capacity", capacity), ("max_edges", max_edges)):
         if n is not None and not 0 <= n <= most:
@@ -183,6 +186,9 @@ def graph_of(
         edges = int(ptr[-1])
         if edges > max_edges:
             too_many(asked, max_edges, edges=edges)
+        size = edges * (3 * index_dtype.itemsize + 12 + asked.positions.dtype.itemsize)
+        if size > 2**30 and asked.positions.device.type == "cpu" and size > memory():  # Linux would grant it, then kill
+            raise MemoryError(f"cutoff must give edges that memory holds, got {edges} with {asked.cutoff.max().item()}")
     else:
         edges = capacity
         over = edge_ptr[1:] > capacity

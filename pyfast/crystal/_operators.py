@@ -55,7 +55,7 @@ def rows(graph: Any) -> Rows:
     index, ptr = graph.edge_index, graph.ptr
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return sort_rows(index[0], index[1], ptr, ptr.shape[0] - 1)
-    version = None if index.is_inference() else index._version
+    version = [None if x.is_inference() else x._version for x in (index, ptr)]
     found = _known.get(index)
     if found is None or found[0] != version or found[1] is not ptr:
         found = version, ptr, sort_rows(index[0], index[1], ptr, ptr.shape[0] - 1)

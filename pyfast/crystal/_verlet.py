@@ -1,12 +1,11 @@
 """Neighbour lists that last for many steps of a simulation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyfast.crystal._arguments import batch_of
+from pyfast.crystal._arguments import Batch, batch_of
 from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._nearest import kept_edges
 from pyfast.crystal._neighbors import exact_vectors, radius_graph
@@ -42,7 +41,7 @@ class NeighborList:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         self.cutoff, self.skin, self.inclusive, self.vectors = cutoff, skin, inclusive, vectors
         self.rebuilds = 0
-        self._made: tuple[Tensor, Tensor | None, Any, PeriodicGraph] | None = None
+        self._made: tuple[tuple[Tensor, ...], PeriodicGraph] | None = None
 
     def __call__(
         self,
@@ -53,13 +52,13 @@ class NeighborList:
         pbc: bool | Sequence[bool] | Tensor = True,
     ) -> PeriodicGraph:
         """The graph; arguments are those of ``radius_graph``."""
-        if not self.holds(positions, cell, natoms, pbc):
+        asked = batch_of(positions, cell, self.cutoff, natoms, None, pbc, None, True)
+        if not self._holds(asked):
             wide = radius_graph(positions, cell, self.cutoff + self.skin, natoms=natoms, pbc=pbc, inclusive=True)
-            self._made = positions.detach().clone(), _copy(cell), (_copy(natoms), _copy(pbc)), wide
+            self._made = tuple(x.clone() for x in asked[:4]), wide
             self.rebuilds += 1
         assert self._made is not None
-        wide = self._made[3]
-        asked = batch_of(positions, cell, self.cutoff, natoms, None, pbc, None, True)
+        wide = self._made[1]
         vector = exact_vectors(asked, wide)
         x, y, z = vector.unbind(1)
         squared, limit = (x * x + y * y) + z * z, self.cutoff * self.cutoff
@@ -88,22 +87,16 @@ class NeighborList:
         Returns:
             False where the list has to be made anew: an atom has moved by half of the skin, or anything else changed.
         """
+        return self._holds(batch_of(positions, cell, self.cutoff, natoms, None, pbc, None, True))
+
+    def _holds(self, asked: Batch) -> bool:
         if self._made is None:
             return False
-        x, old, rest, _ = self._made
-        if x.shape != positions.shape or x.dtype != positions.dtype or x.device != positions.device:
+        x, *rest = self._made[0]
+        given = asked.positions
+        if x.shape != given.shape or x.dtype != given.dtype or x.device != given.device:
             return False
-        if not _equal(old, cell) or not _equal(rest[0], natoms) or not _equal(rest[1], pbc):
+        if not all(torch.equal(a, b) for a, b in zip(rest, asked[1:4], strict=True)):
             return False
-        moved = (positions.detach().double() - x.double()).square().sum(1)
+        moved = (given.double() - x.double()).square().sum(1)
         return bool((moved <= (0.5 * self.skin * (1 - 1e-9)) ** 2).all())
-
-
-def _copy(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)

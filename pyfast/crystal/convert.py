@@ -36,7 +36,8 @@ def from_ase(atoms: Any, dtype: torch.dtype = torch.float64) -> Crystals:
         dtype: float64, or float32 to round.
 
     Returns:
-        ``Crystals``, positions as they are, outside of the cell too.
+        ``Crystals``, positions as they are, outside of the cell too. They hold nothing else: charges, momenta,
+        constraints and ``info`` stay behind.
 
     Raises:
         TypeError: if something else than Atoms is given.
@@ -97,11 +98,12 @@ def from_pymatgen(structures: Any, dtype: torch.dtype = torch.float64) -> Crysta
         dtype: float64, or float32 to round.
 
     Returns:
-        ``Crystals``, positions as they are, outside of the cell too. Isotopes become their elements.
+        ``Crystals``, positions as they are, outside of the cell too. Isotopes become their elements; oxidation states
+        and properties of sites stay behind.
 
     Raises:
         TypeError: if something else than a Structure is given.
-        ValueError: if a site is occupied in part, or by several elements.
+        ValueError: if a site is occupied in part, by several elements, or by none.
 
     Example:
         >>> from pymatgen.core import Lattice, Structure
@@ -112,12 +114,7 @@ def from_pymatgen(structures: Any, dtype: torch.dtype = torch.float64) -> Crysta
 
     Source: https://pymatgen.org/pymatgen.core.html.
     """
-    from pymatgen.core.structure import IStructure
-
-    many = _several(structures, IStructure, "structures")
-    for k, s in enumerate(many):
-        if not s.is_ordered:
-            raise ValueError(f"structures must be ordered, one element to a site, got {s.formula} as structure {k}")
+    many = _ordered(structures)
     return _crystals(
         [s.cart_coords for s in many],
         [s.lattice.matrix for s in many],
@@ -137,6 +134,7 @@ def to_pymatgen(crystals: Crystals) -> list[Any]:
         A list of ``pymatgen.core.Structure``, positions as they are, outside of the cell too.
 
     Raises:
+        ValueError: if a cell has no volume, which pymatgen's must have along axes that do not repeat, too.
         ImportError: without pymatgen.
 
     Example:
@@ -150,6 +148,9 @@ def to_pymatgen(crystals: Crystals) -> list[Any]:
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
+    for k, h in enumerate(crystals.cell):
+        if not torch.linalg.det(h.double()).abs() > 0:
+            raise ValueError(f"crystals must have cells with a volume, got {h.tolist()} for structure {k}")
     return [
         Structure(
             Lattice(h.double().numpy(), pbc=tuple(p.tolist())),
@@ -175,7 +176,7 @@ def from_pyg(data: Any, dtype: torch.dtype = torch.float64) -> tuple[Crystals, P
         in its own order of edges, or None.
 
     Raises:
-        ValueError: if lengths and angles make no cell, or an index is out of bounds.
+        ValueError: if lengths and angles make no cell, shapes do not fit each other, or an index is out of bounds.
 
     Example:
         >>> import torch
@@ -190,16 +191,30 @@ def from_pyg(data: Any, dtype: torch.dtype = torch.float64) -> tuple[Crystals, P
     """
     natoms = torch.as_tensor(data.num_atoms).reshape(-1).long()
     lengths, angles = (torch.as_tensor(x).reshape(-1, 3).double() for x in (data.lengths, data.angles))
+    frac, n = data.frac_coords.double(), int(natoms.sum())
+    for name, x, shape in (
+        ("frac_coords", frac, (n, 3)),
+        ("atom_types", data.atom_types, (n,)),
+        ("lengths", lengths, (len(natoms), 3)),
+        ("angles", angles, (len(natoms), 3)),
+    ):
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} to match num_atoms, got {tuple(x.shape)}")
     cell = _cell(lengths, angles)
     structure = torch.repeat_interleave(natoms)
-    frac = data.frac_coords.double()
     positions = torch.einsum("ni,nij->nj", frac, cell[structure])
     pbc = torch.ones(len(natoms), 3, dtype=torch.bool)
     crystals = Crystals(positions.to(dtype), cell.to(dtype), natoms, data.atom_types.long(), pbc)
     edge_index = getattr(data, "edge_index", None)
     if edge_index is None:
         return crystals, None
-    return crystals, _graph(crystals, edge_index.long(), data.to_jimages.long())
+    shift = data.to_jimages
+    if edge_index.dim() != 2 or len(edge_index) != 2 or shift.shape != (edge_index.shape[1], 3):
+        got = f"{tuple(edge_index.shape)} and {tuple(shift.shape)}"
+        raise ValueError(f"edge_index and to_jimages must have shapes (2, E) and (E, 3), got {got}")
+    if (shift != shift.int()).any():
+        raise ValueError("to_jimages must be whole numbers that fit int32, got others")
+    return crystals, _graph(crystals, edge_index.long(), shift.long())
 
 
 def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
@@ -215,7 +230,7 @@ def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
         what ``torch_geometric.data.Batch.from_data_list`` joins.
 
     Raises:
-        ValueError: if a structure is left-handed or does not repeat along all axes.
+        ValueError: if a structure is left-handed or does not repeat along all axes, or the graph is of others.
         ImportError: without torch_geometric.
 
     Example:
@@ -229,6 +244,9 @@ def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
     """
     from torch_geometric.data import Data
 
+    ends = torch.nn.functional.pad(crystals.natoms.cumsum(0), (1, 0))
+    if graph is not None and not torch.equal(graph.atom_ptr.cpu().long(), ends.cpu()):
+        raise ValueError(f"graph must be of these crystals, got one of atoms from {graph.atom_ptr.tolist()} on")
     found = []
     edges = [0] * (len(crystals.natoms) + 1) if graph is None else graph.edge_ptr.tolist()
     first = 0
@@ -292,11 +310,12 @@ def chemistry(structures: Any) -> tuple[Tensor, Tensor]:
             are used.
 
     Returns:
-        Electronegativity (N,), Pauling's, NaN where there is none; and radius (N, 2) Å: of the ion, or 0 where it is
-        not known, and of the covalent atom. Both float64, as ``crystal_nn_graph`` takes them.
+        Electronegativity (N,), Pauling's, NaN where there is none; and radius (N, 2) Å: of the ion and of the covalent
+        atom, each 0 where it is not known. Both float64, as ``crystal_nn_graph`` takes them.
 
     Raises:
         TypeError: if something else than a Structure is given.
+        ValueError: if a site is occupied in part, by several elements, or by none.
 
     Example:
         >>> from pymatgen.core import Lattice, Structure
@@ -310,14 +329,24 @@ def chemistry(structures: Any) -> tuple[Tensor, Tensor]:
     import warnings
 
     from pymatgen.core import local_env
-    from pymatgen.core.structure import IStructure
 
-    sites = [site for s in _several(structures, IStructure, "structures") for site in s]
+    sites = [site for s in _ordered(structures) for site in s]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are no oxidation states, or no electronegativity
         chi = [float(site.specie.X) for site in sites]
-        radius = [(float(local_env._get_radius(s)), float(local_env._get_default_radius(s))) for s in sites]
+        radius = [[float(f(s) or 0) for f in (local_env._get_radius, local_env._get_default_radius)] for s in sites]
     return torch.tensor(chi, dtype=torch.float64), torch.tensor(radius, dtype=torch.float64).reshape(-1, 2)
+
+
+def _ordered(structures: Any) -> list[Any]:
+    """Structures of pymatgen, with one element to a site."""
+    from pymatgen.core.structure import IStructure
+
+    many = _several(structures, IStructure, "structures")
+    for k, s in enumerate(many):
+        if not s.is_ordered or not all(hasattr(site.specie, "Z") and 0 < site.specie.Z < 200 for site in s):
+            raise ValueError(f"structures must be ordered, one element to a site, got {s.formula} as structure {k}")
+    return many
 
 
 def _several(given: Any, kind: type, name: str) -> list[Any]:

@@ -30,6 +30,7 @@ def neighbor_list(
 
     Raises:
         ValueError: if a letter is unknown, or as ``radius_graph``.
+        TypeError: if ``a`` is not one ``ase.Atoms``.
 
     Example:
         >>> from ase.build import bulk
@@ -43,10 +44,14 @@ def neighbor_list(
     if not quantities or set(quantities) - set("ijdDS"):
         raise ValueError(f"quantities must be letters of 'ijdDS', got {quantities!r}")
     crystals = convert.from_ase(a)
+    if len(crystals.natoms) != 1:
+        raise TypeError(f"a must be one Atoms, got {len(crystals.natoms)} of them")
     given, species, limit = _cutoff(cutoff, crystals.numbers)
+    reach = torch.as_tensor(given) if limit is None else limit
     own = torch.arange(len(crystals.numbers))
-    if isinstance(given, Tensor) and species is not None:
-        own = own[given.diagonal()[species] > 0]  # not those whose element is never near itself
+    own = own[
+        (reach if species is None else reach.diagonal()[species]).expand(len(own)) > 0
+    ]  # not if never near itself
     graph = neighbors(crystals.positions, crystals.cell[0], given, pbc=crystals.pbc[0], species=species, vectors=True)
     vector = graph.vector
     assert vector is not None  # asked for
@@ -73,12 +78,12 @@ def _cutoff(cutoff: Any, numbers: Tensor) -> tuple[float | Tensor, Tensor | None
 
         elements, species = numbers.unique(return_inverse=True)
         limit = torch.zeros(max(len(elements), 1), max(len(elements), 1), dtype=torch.float64)
-        for pair, value in cutoff.items():
+        for pair, value in cutoff.items() if len(elements) else ():
             p, q = (atomic_numbers[e] if isinstance(e, str) else e for e in pair)
             both = (elements[:, None] == p) & (elements == q)
             limit = torch.where(both | both.T, float(value), limit)
         return limit, species, None
-    if isinstance(cutoff, (Sequence, np.ndarray)):
+    if isinstance(cutoff, (Sequence, np.ndarray, Tensor)) and getattr(cutoff, "ndim", 1):
         radii = torch.as_tensor(np.asarray(cutoff, dtype=np.float64)).clone()
         if radii.shape != numbers.shape:
             raise ValueError(f"cutoff must be a number, a mapping, or a radius of each atom, got {tuple(radii.shape)}")

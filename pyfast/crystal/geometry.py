@@ -86,7 +86,8 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
         b: (..., 3), of the same dtype; shapes broadcast.
 
     Returns:
-        (...,) radians in [0, pi]; 0 where a vector is 0. The gradient of parallel vectors is 0, where it has none.
+        (...,) radians in [0, pi]; 0 where a vector is 0. The gradient of parallel vectors is 0, where it has none, and
+        so are all derivatives where a vector is 0.
 
     Raises:
         ValueError: if the last dimension is not 3.
@@ -102,7 +103,8 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
     """
     check_tensor("a", a, ("...", 3))
     check_tensor("b", b, ("...", 3), a, "a")
-    return torch.atan2(lengths(torch.linalg.cross(*torch.broadcast_tensors(a, b))), (a * b).sum(-1))
+    across, along = lengths(torch.linalg.cross(*torch.broadcast_tensors(a, b))), (a * b).sum(-1)
+    return torch.atan2(across, torch.where((across == 0) & (along == 0), 1, along))
 
 
 def minimum_image(
@@ -110,8 +112,9 @@ def minimum_image(
 ) -> tuple[Tensor, Tensor]:
     """The shortest of all periodic images of each vector, in cells of any shape.
 
-    The images within the length found by going to the nearest plane, axis after axis, are listed one by one: exact
-    where the 27 images around a cell that is not reduced are not.
+    The images within the length found by going to the nearest plane, axis after axis of a short basis of the lattice,
+    are listed one by one: exact where the 27 images around a cell that is not reduced are not, and quick however skewed
+    or flat the cell.
 
     Args:
         vectors: (M, 3) Å, float32 or float64.
@@ -143,6 +146,8 @@ def minimum_image(
     check_tensor("cell", cell, ("B", 3, 3), vectors, "vectors")
     if structure is None:
         structure = torch.zeros(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    if not isinstance(structure, Tensor):
+        raise TypeError(f"structure must be a tensor, got {type(structure).__name__}")
     if structure.shape != vectors.shape[:1]:
         raise ValueError(f"structure must have shape ({vectors.shape[0]},), got {tuple(structure.shape)}")
     if structure.dtype != torch.int64:
@@ -227,7 +232,7 @@ def forces_and_stress(
 
     Returns:
         Forces (N, 3), eV/Å; and the stress (B, 3, 3), eV/Å^3, symmetric: the derivative of the energy with respect to
-        strain over the volume, positive where the cell pulls inwards.
+        strain over the volume, positive where the cell pulls inwards; not finite where a cell has no volume.
 
     Raises:
         ValueError: if a shape does not match.

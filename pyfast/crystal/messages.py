@@ -65,6 +65,7 @@ def conv(
                 x.contiguous(), scale, r.contiguous(), table.contiguous(), *ops.rows(graph), filter.minimum,
                 filter.spacing, 0,
             )  # fmt: skip
+        r = torch.where(graph.mask, r, filter.cutoff)  # a network may be singular where padding is
         each: Tensor = filter(r) if weight is None else filter(r) * weight[:, None]
     elif distance is not None or weight is not None:
         name = "distance" if distance is not None else "weight"

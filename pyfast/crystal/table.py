@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _operators as ops
+from pyfast.crystal._arguments import check_tensor
 
 
 class RadialTable(torch.nn.Module):
@@ -138,11 +139,15 @@ class RadialTable(torch.nn.Module):
             along ``distance`` is that of the pieces, and those above are 0.
 
         Raises:
-            ValueError: if a distance is out of range or NaN (on the CPU; on CUDA the nearest piece goes on).
+            ValueError: if a distance is out of range or NaN (on the CPU; on CUDA the nearest piece goes on), or its
+                shape is another.
+            TypeError: if its dtype or device is not the network's.
         """
         if self.exact:
             return self._call(distance)
-        return _read(self.values(), distance, self.minimum, self.spacing)
+        table = self.values()
+        check_tensor("distance", distance, ("E",), table, "the network")
+        return _read(table, distance, self.minimum, self.spacing)
 
     def _places(self, shift: float) -> Tensor:
         """Knots, or what lies so much of a spacing beyond each but the last."""
@@ -155,7 +160,7 @@ class RadialTable(torch.nn.Module):
 
     def _call(self, r: Tensor) -> Tensor:
         out = self.network(r)
-        if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != r.shape[0]:
+        if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != r.shape[0] or not out.shape[1]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"network must return ({r.shape[0]}, F) for ({r.shape[0]},) distances, got {got}")
         if out.dtype not in (torch.float32, torch.float64):

@@ -199,6 +199,9 @@ def _check_choice(
     distance_cutoffs: tuple[float, float] | None,
     symmetrize: str | None,
 ) -> None:
+    for name, given in (("electronegativity", electronegativity), ("radius", radius)):
+        if not isinstance(given, (Tensor, type(None))):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
     if symmetrize not in ("union", "mutual", None):
         raise ValueError(f"symmetrize must be 'union', 'mutual' or None, got {symmetrize!r}")
     if not -math.inf < x_diff_weight < math.inf:

@@ -51,7 +51,9 @@ def test_vectors_and_their_adjoint(dtype):
 def test_nearest_images(pbc):
     g = torch.Generator().manual_seed(1)
     cell = torch.randn(2, 3, 3, generator=g, dtype=torch.float64) + 2 * torch.eye(3)
-    cell[:, 1] += 3 * cell[:, 0]
+    cell[0, 1] += 3 * cell[0, 0]
+    cell[1, 1] += 1000 * cell[1, 0]
+    cell[1, 2] -= 50 * cell[1, 1]
     v = 9 * torch.randn(7, 3, generator=g, dtype=torch.float64)
     structure, periodic = torch.arange(7) % 2, torch.tensor([pbc] * 2)
     _, want = crystal.minimum_image(v, cell, structure, periodic)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from pyfast.kernels import crystal as kernels
+from pyfast.kernels.crystal import _lattice
 
 from pyfast import crystal
-from pyfast.crystal import _search
+from pyfast.crystal import Status, _search
 from pyfast.crystal._arguments import batch_of
 
 
@@ -57,6 +58,19 @@ def test_agrees_with_cpp(dtype, index_dtype, inclusive, half, species):
         edges = int(ptr[-1]) + spare
         want = _search.fill(*asked, inclusive, half, ptr, edges)
         torch.testing.assert_close(launch(asked, inclusive, half, ptr, edges), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pbc", [(False, False, False), (False, True, False), (True, False, True)])
+def test_refuses_as_cpp_does(pbc):
+    """Many atoms far apart are few edges, and in one place too many."""
+    x = torch.zeros(3000, 3)
+    x[:, 1] = 2 * torch.arange(3000)
+    cell = torch.tensor([[3.0, 0, 0], [0, 3, 0], [1, 0, 3]])
+    for positions in (x, 0 * x):
+        asked = batch_of(positions, cell, 2.5, None, None, pbc, None, False)
+        want = _search.count(*asked, False, False, 1e6)[1]
+        assert torch.equal(_lattice.rows(*asked, False, 1e6)[2], want)
+        assert (want.item() == Status.TOO_MANY) == (pbc[1] or positions is not x)
 
 
 @pytest.mark.parametrize("ties", range(3))

@@ -398,6 +398,7 @@ NAN, INF = float("nan"), float("inf")
          (torch.full((1, 3), 1e30), EYE, 1.0), {}),
         (ValueError, r"positions must lie within 2\*\*30 cells",
          (torch.full((1, 3), 1e300, dtype=torch.float64), EYE.double(), 1.0), {}),
+        (ValueError, r"cutoff must reach less than 2\*\*30 cells, got 1e\+300", (ONE, EYE, 1e300), {}),
         (ValueError, r"positions must have shape \(N, 3\), got \(3,\)", (torch.zeros(3), EYE, 1.0), {}),
         (ValueError, r"species must have shape \(1,\)",
          (ONE, EYE, torch.ones(1, 1)), {"species": torch.zeros(2).long()}),

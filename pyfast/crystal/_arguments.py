@@ -180,7 +180,9 @@ def refuse(batch: Batch, status: Tensor, max_edges: int) -> None:
         axes = "".join(name for name, periodic in zip("abc", batch.pbc[b].tolist(), strict=True) if periodic)
         raise ValueError(f"cell must have independent vectors along {axes}, got {cell.tolist()} {where}".rstrip())
     if Status.TOO_FAR in what:
-        far = x.abs().max() if len(x) else batch.cutoff.max()
+        far, radius = x.abs().max() if len(x) else 0, batch.cutoff.max()
+        if radius > far:
+            raise ValueError(f"cutoff must reach less than 2**30 cells, got {radius} {where}".rstrip())
         raise ValueError(f"positions must lie within 2**30 cells of the origin, got {far} {where}".rstrip())
     too_many(batch, max_edges, b)
 

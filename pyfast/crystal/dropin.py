@@ -83,7 +83,7 @@ def _cutoff(cutoff: Any, numbers: Tensor) -> tuple[float | Tensor, Tensor | None
             both = (elements[:, None] == p) & (elements == q)
             limit = torch.where(both | both.T, float(value), limit)
         return limit, species, None
-    if isinstance(cutoff, (Sequence, np.ndarray, Tensor)) and getattr(cutoff, "ndim", 1):
+    if isinstance(cutoff, (Sequence, np.ndarray, Tensor)) and np.ndim(cutoff):
         radii = torch.as_tensor(np.asarray(cutoff, dtype=np.float64)).clone()
         if radii.shape != numbers.shape:
             raise ValueError(f"cutoff must be a number, a mapping, or a radius of each atom, got {tuple(radii.shape)}")

@@ -342,6 +342,12 @@ def test_no_atoms_no_edges():
             r"structure\[0\] must be in \[0, 3\), got 3",
         ),
         (
+            lambda x, c, g: crystal.edge_vectors(x, c, g._replace(shift=g.shift.long())),
+            TypeError,
+            r"graph\.shift must be torch\.int32, got torch\.int64",
+        ),
+        (lambda x, c, g: crystal.minimum_image(x, c, [0]), TypeError, "structure must be a tensor, got list"),
+        (
             lambda x, c, g: crystal.minimum_image(x, c, torch.zeros(7)),
             ValueError,
             r"structure must have shape \(8,\), got \(7,\)",

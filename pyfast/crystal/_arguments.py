@@ -223,9 +223,11 @@ def check_tensor(
 
 
 def check_graph(graph: PeriodicGraph, like: Tensor, other: str) -> None:
-    """Refuse a graph on another device than a tensor."""
+    """Refuse a graph on another device than a tensor, or with shifts of another dtype."""
     if graph.ptr.device != like.device:
         raise TypeError(f"graph must be on the device of {other}, {like.device}, got {graph.ptr.device}")
+    if graph.shift.dtype != torch.int32:
+        raise TypeError(f"graph.shift must be torch.int32, got {graph.shift.dtype}")
 
 
 def _check_indices(name: str, x: object) -> None:

@@ -93,7 +93,7 @@ class Draws {
 // The first of n running sums that exceeds u times the last, 0 <= u < 1: without branches that could not be foretold.
 inline int64_t search(const double* sums, int64_t n, double u) {
     const double want = u * sums[n - 1], *from = sums;
-    for (int64_t left = n; left > 1; left -= left / 2) from += from[left / 2 - 1] <= want ? left / 2 : 0;
+    for (int64_t left = n; left > 1; left -= left / 2) from += -int64_t(from[left / 2 - 1] <= want) & (left / 2);
     return std::min<int64_t>(from - sums + (*from <= want), n - 1);
 }
 
@@ -176,7 +176,8 @@ class Completion {
 
     void fill_bit(F* row, const typename Odds<F>::Bit& bit) {
         F& value = row[bit.variable];
-        if (value != value) value = F(draws_.bits(bit.variable) >= bit.zero);
+        const F drawn = F(1 + ((draws_.bits(bit.variable) - bit.zero) >> 63));  // no branch: none could be foretold
+        value = value == value ? value : drawn;
     }
 
     void fill_leaf(F* row, int32_t node, uint64_t name) {

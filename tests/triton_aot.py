@@ -17,6 +17,10 @@ import torch
 import triton
 from pyfast.kernels import crystal, prune, spn
 from pyfast.kernels import linear_attention as attention
+from pyfast.kernels.spn import _blocks as blocks
+from pyfast.kernels.spn import _draws as draws
+from pyfast.kernels.spn import _nodes as nodes
+from pyfast.kernels.spn import _regions as regions
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
@@ -137,12 +141,13 @@ def sum_product(_):
     """The launchers' own block sizes, for networks of few components and many; rows padded to a multiple of 16."""
     floats = ["x", "weights", "leaves", "values", "sums", "flow", "factor", "partial"]
     short = ["exponents", "tops", "weak", "state"]
-    scalars = ["begin", "end", "root", "rows", "num_leaves", "parameters", "most"]
+    scalars = ["begin", "end", "root", "rows", "num_leaves", "parameters", "most", "num_weights", "total"]
+    scalars += ["groups", "curves"]
 
     def variant(kernel, float, options, **constants):
-        options, known = dict(options), {"stride": "i32:16", "chunk": "i32:16", "seed": "i64", "what": "i64"}
+        options, known = dict(options), {"stride": "i32:16", "chunk": "i32:16"}
         known |= dict.fromkeys(floats, float) | dict.fromkeys(short, "*i32") | dict.fromkeys(scalars, "i32")
-        known |= {"quantum": "*fp64", "leaf_quantum": "*fp64", "reached": "*i8"}
+        known |= dict.fromkeys(["quantum", "leaf_quantum", "alpha", "prior", "gammas"], "*fp64") | {"reached": "*i8"}
         if "tasks" in kernel.arg_names or "edge_sum" in kernel.arg_names:
             known["weights"] = "i32"  # their number
         warps = {"num_warps": options.pop("num_warps", 4)}
@@ -151,23 +156,25 @@ def sum_product(_):
         types = [known.get(n, "*i64") for n in names if n not in constants]
         return " ".join(types), constants, warps
 
-    found = {}
+    found = {"_gammas": [variant(draws._gammas, "*fp64", blocks.GAMMAS)]}
     for float in ("*fp32", "*fp64"):
         for most in (12, 32, 64, 128):
-            how = spn.blocks(most, float == "*fp64")
+            how = blocks.blocks(most, float == "*fp64")
             add = found.setdefault
-            add("_up", []).extend(variant(spn._up, float, how, KEEP=keep) for keep in (False, True))
+            add("_up", []).extend(variant(regions._up, float, how, KEEP=keep) for keep in (False, True))
             add("_flow", []).append(variant(spn._flow, float, how))
-            how = spn.slope_blocks(most, float == "*fp64")
+            how = blocks.slope_blocks(most, float == "*fp64")
             add("_weight_slopes", []).append(variant(spn._weight_slopes, float, how))
-        add("_draw", []).append(variant(spn._draw, float, spn.DRAWS))
-        add("_leaf_slopes", []).append(variant(spn._leaf_slopes, float, spn.LEAVES))
+        add("_draw", []).append(variant(regions._draw, float, blocks.DRAWS))
+        add("_normals", []).append(variant(draws._normals, float, blocks.NORMALS))
+        add("_curves", []).append(variant(draws._curves, float, blocks.GAMMAS))
+        add("_leaf_slopes", []).append(variant(spn._leaf_slopes, float, blocks.LEAVES))
         for kind in range(3):
-            add("_up_nodes", []).append(variant(spn._up_nodes, float, spn.NODES, KIND=kind, PREDICTIVE=False))
-            add("_draw_nodes", []).append(variant(spn._draw_nodes, float, spn.NODES, KIND=kind))
-        add("_up_nodes", []).append(variant(spn._up_nodes, float, spn.leaf_blocks(True), KIND=0, PREDICTIVE=True))
-        add("_flow_nodes", []).append(variant(spn._flow_nodes, float, spn.NODES))
-        add("_weight_slopes_nodes", []).append(variant(spn._weight_slopes_nodes, float, spn.NODES))
+            add("_up_nodes", []).append(variant(nodes._up_nodes, float, blocks.NODES, KIND=kind, PREDICTIVE=False))
+            add("_draw_nodes", []).append(variant(nodes._draw_nodes, float, blocks.NODES, KIND=kind))
+        add("_up_nodes", []).append(variant(nodes._up_nodes, float, blocks.leaf_blocks(True), KIND=0, PREDICTIVE=True))
+        add("_flow_nodes", []).append(variant(spn._flow_nodes, float, blocks.NODES))
+        add("_weight_slopes_nodes", []).append(variant(spn._weight_slopes_nodes, float, blocks.NODES))
     return found
 
 

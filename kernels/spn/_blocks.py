@@ -5,6 +5,8 @@ import triton
 NODES = {"BM": 16, "BN": 64, "num_warps": 4}
 DRAWS = {"BJ": 16, "BN": 64, "num_warps": 4}
 LEAVES = {"BL": 16, "BN": 64, "num_warps": 4}
+GAMMAS = {"BN": 128, "num_warps": 4}
+NORMALS = {"BM": 8, "BK": 32, "num_warps": 4}
 
 
 def blocks(most, double):

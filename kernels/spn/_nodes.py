@@ -138,7 +138,7 @@ def _weight_slopes_nodes(
 @triton.jit(do_not_specialize=["begin", "end", "rows"])
 def _draw_nodes(
     x, numbers, weights, order, first, child, first_weight, leaf_variable, leaf_first, leaf_family, leaf_quantum,
-    values, exponents, reached, weight_counts, leaf_counts, seed: tl.int64, what: tl.int64,
+    values, exponents, reached, weight_counts, leaf_counts, words,
     begin, end, rows, stride, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What the trees of rows hold below nodes of one kind. reached (nodes, rows): 1 where a row's tree holds it."""
@@ -185,7 +185,7 @@ def _draw_nodes(
                             chosen = tl.where(hit & (chosen < 0), c, chosen)
                             last = tl.where(share > 0, c, last)
                     if turn == 1:
-                        bound = _uniform(seed, what, index) * running
+                        bound = _uniform(tl.load(words), tl.load(words + 1), index) * running
                 chosen = tl.where(chosen < 0, last, chosen)
                 place = tl.load(child + at + chosen, mask, 0) * stride + n
                 tl.store(reached + place, yes, mask)

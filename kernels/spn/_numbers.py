@@ -39,11 +39,23 @@ def _exp(log, power, F: tl.constexpr):
 
 
 @triton.jit
-def _uniform(seed, what, index):
-    """In [0, 1), in steps of 2^-53: the first two words of random.bits(seed, what, index) in csrc/random.h."""
+def _words(seed, what, index):
+    """random.bits(seed, what, index) in csrc/random.h."""
     low = index.to(tl.uint32)
     none = low * 0
     high = (index >> 32).to(tl.uint32)
-    first, second, _, _ = tl.philox(seed, low, high, none + what.to(tl.uint32), none + (what >> 32).to(tl.uint32))
-    word = (first.to(tl.uint64) << 32) | second.to(tl.uint64)
+    return tl.philox(seed, low, high, none + what.to(tl.uint32), none + (what >> 32).to(tl.uint32))
+
+
+@triton.jit
+def _unit(high, low):
+    """Two words as a number in [0, 1), in steps of 2^-53."""
+    word = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
     return (word >> 11).to(tl.int64).to(tl.float64) * (2.0**-53)
+
+
+@triton.jit
+def _uniform(seed, what, index):
+    """The number of the first two words."""
+    high, low, _, _ = _words(seed, what, index)
+    return _unit(high, low)

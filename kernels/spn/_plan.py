@@ -10,6 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pyfast.spn._program import Leaves, Mixture, regions
 from pyfast.spn._validity import LEAF, SUM, heights
 
+TABLE = 0
 EXPONENTIAL = 3  # the last family whose leaves have parameters; of those beyond, they are integrated out
 WIDEST = 128  # outputs of a region that one program can hold
 
@@ -61,11 +62,21 @@ class Nodes(NamedTuple):
     edge_child: torch.Tensor
 
 
+class Draws(NamedTuple):
+    """What shares its Gammas, and what is no table. Places are those of the weights, then of the leaves' numbers."""
+
+    table_leaf: torch.Tensor  # of a number of a leaf: the leaf, -1 where that is no table
+    group_first: torch.Tensor  # of sums, then of tables
+    group_size: torch.Tensor
+    curve: torch.Tensor  # the leaves that are no tables
+
+
 class Plan(NamedTuple):
     """What all kernels need: leaf tables are in the order of the leaves, quantum is that of a leaf's variable."""
 
     dense: Dense | None
     nodes: Nodes
+    draws: Draws
     num_nodes: int
     num_leaves: int
     num_weights: int
@@ -110,6 +121,7 @@ def _make(graph, device):
     return Plan(
         dense=_dense(program, leaf_first, over, family, num_weights, put),
         nodes=_nodes(kind, first.astype(np.int64), child.astype(np.int64), num_weights, put),
+        draws=_draws(count[kind == SUM], leaf_first, family[over], num_weights, put),
         num_nodes=len(kind),
         num_leaves=len(leaves),
         num_weights=num_weights,
@@ -148,6 +160,16 @@ def _nodes(kind, first, child, num_weights, put):
         parent_weight=put(edge_weight[by_child]),
         edge_sum=put(above[weighted]),
         edge_child=put(child[weighted]),
+    )
+
+
+def _draws(children, leaf_first, family, num_weights, put):
+    width, tables = np.diff(leaf_first), family == TABLE
+    return Draws(
+        table_leaf=put(np.repeat(np.where(tables, np.arange(len(width)), -1), width)),
+        group_first=put(np.concatenate([np.cumsum(children) - children, num_weights + leaf_first[:-1][tables]])),
+        group_size=put(np.concatenate([children, width[tables]])),
+        curve=put(np.flatnonzero(~tables)),
     )
 
 

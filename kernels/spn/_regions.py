@@ -115,7 +115,7 @@ def _up(
 @triton.jit(do_not_specialize=["begin", "rows"])
 def _draw(
     x, numbers, weights, order, regions, entries, terms, pairs, quantum, values, exponents, state, weight_counts,
-    leaf_counts, seed: tl.int64, what: tl.int64, begin, rows, stride, BJ: tl.constexpr, BN: tl.constexpr,
+    leaf_counts, words, begin, rows, stride, BJ: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What the trees of rows hold below a region. state (regions, rows): the component in the row's tree, or -1.
 
@@ -168,7 +168,7 @@ def _draw(
                             running += tl.sum(wide, 0)
                 if turn == 0:
                     total = running
-                    bound = _uniform(seed, what, index) * total
+                    bound = _uniform(tl.load(words), tl.load(words + 1), index) * total
             chosen = tl.where(chosen < 0, last, chosen)
             made = inside & (chosen >= 0)
             one = tl.full((BN,), 1, tl.int64)

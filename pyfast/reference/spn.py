@@ -8,11 +8,13 @@ Densities leave out the factor h(x) that all leaves over a variable share: 1 / x
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyfast.reference.random import bits
 
 LEAF, PRODUCT, SUM = 0, 1, 2
 TABLE, GAUSSIAN, POISSON, EXPONENTIAL = 0, 1, 2, 3
@@ -210,3 +212,108 @@ def posterior(net: Network, law: Law, X: Tensor) -> tuple[list[tuple[Tree, ...]]
     states = list(itertools.product(induced_trees(net), repeat=len(X)))
     logs = torch.tensor([log_joint(net, law, X, Z) for Z in states], dtype=torch.float64)
     return states, logs.softmax(0)
+
+
+def draw(
+    net: Network, law: Law, counts: tuple[Tensor, Tensor], quantum: Tensor, seed: int, what: int, m: Any = math
+) -> tuple[list[Any], list[Any]]:
+    """Weights and leaves given statistics: Dirichlet, normal-inverse-gamma and Gamma draws.
+
+    counts: of a sum's children; of a table's categories, otherwise n, the sum and (in two words) the sum of squares of
+    x in quanta. m: the module of log, exp, sqrt, cos and pi, for mpmath has more digits.
+    """
+    number = getattr(m, "mpf", float)
+    alpha, prior = ([number(x) for x in y.tolist()] for y in (law.alpha, law.prior))
+    seen, leaf_seen = (x.tolist() for x in counts)
+    w: list[Any] = []
+    theta: list[Any] = []
+    leaf = 0
+    for v, kind in enumerate(net.kind.tolist()):
+        if kind == SUM:
+            at, n = len(w), len(net.children(v))
+            logs = [log_gamma(alpha[v] + seen[at + k], _attempts(seed, what, at + k), m) for k in range(n)]
+            w += [m.exp(x) for x in _normalised(logs, m)]
+        if kind != LEAF:
+            continue
+        at, end, before = int(net.leaf_first[leaf]), int(net.leaf_first[leaf + 1]), prior[int(law.leaf_prior[leaf]) :]
+        family, leaf = int(net.family[net.variable[v]]), leaf + 1
+        if family == TABLE:
+            shapes = [before[i] + leaf_seen[at + i] for i in range(end - at)]
+            names = [1 << 47 | (at + i) for i in range(end - at)]
+            logs = [log_gamma(a, _attempts(seed, what, name), m) for a, name in zip(shapes, names, strict=True)]
+            theta += _normalised(logs, m)
+        else:
+            q = number(float(quantum[net.variable[v]]))
+            moments = leaf_seen[at], leaf_seen[at + 1] / q, (leaf_seen[at + 3] * 2**30 + leaf_seen[at + 2]) / (q * q)
+            theta += _curve(family, before, moments, _stream(seed, what, v - (1 << 63)), m)
+    return w, theta
+
+
+def log_gamma(shape: Any, words: Iterator[Sequence[int]], m: Any = math) -> Any:
+    """The log of a Gamma(shape, 1), from fours of random words: the first below 1, then one for each attempt.
+
+    Marsaglia and Tsang, "A simple method for generating gamma variables", 2000; below 1, G(a) = G(a + 1) U^(1 / a).
+    """
+    small, (w0, w1, _, _) = int(shape < 1), next(words)
+    d = (3 * (shape + small) - 1) / 3
+    boost = m.log(1 - ((w0 << 32 | w1) >> 12) * 2.0**-52) / shape if small else 0
+    for w0, w1, w2, w3 in words:
+        radius = m.sqrt(-2 * m.log(1 - ((w0 << 32 | w1) >> 12) * 2.0**-52))
+        x, u = radius * m.cos(2 * m.pi * (w2 * 2.0**-32)), ((w3 << 12 | w1 & 0xFFF) << 8 | 128) * 2.0**-52
+        t = 1 + x / m.sqrt(9 * d)
+        if t > 0 and m.log(u) < x * x / 2 + d - d * t**3 + 3 * d * m.log(t):
+            break
+    return m.log(d) + 3 * m.log(t) + boost
+
+
+def _attempts(seed: int, what: int, name: int) -> Iterator[Sequence[int]]:
+    for first in itertools.count(0, 4):
+        yield from bits(seed, what, torch.arange(first, first + 4) << 48 | name).tolist()
+
+
+def _stream(seed: int, what: int, name: int) -> Iterator[Sequence[int]]:
+    """Words without end, of a key of their own."""
+    w0, w1, w2, w3 = bits(seed, what, torch.tensor(name)).tolist()
+    for first in itertools.count(0, 8):
+        yield from bits(w1 << 32 | w0, w3 << 32 | w2, torch.arange(first, first + 8)).tolist()
+
+
+def _normalised(logs: list[Any], m: Any) -> list[Any]:
+    top = max(logs)
+    total = m.log(sum(m.exp(x - top) for x in logs))
+    return [x - top - total for x in logs]
+
+
+def _curve(family: int, prior: Sequence[Any], moments: tuple[Any, ...], words: Iterator[Sequence[int]], m: Any) -> Any:
+    """c0, c1, c2, m of a leaf that is no table."""
+
+    def uniforms() -> tuple[float, float]:
+        w0, w1, w2, w3 = next(words)
+        return ((w0 << 32 | w1) >> 11) * 2.0**-53, ((w2 << 32 | w3) >> 11) * 2.0**-53
+
+    def normal() -> Any:
+        u, turn = uniforms()
+        return m.sqrt(-2 * m.log(1 - u)) * m.cos(2 * m.pi * turn)
+
+    def log_gamma(shape: Any) -> Any:
+        d, small = (3 * shape - 1) / 3, shape < 1
+        if small:
+            return log_gamma(shape + 1) + m.log(1 - uniforms()[0]) / shape
+        while True:
+            x = normal()
+            t = 1 + x / m.sqrt(9 * d)
+            if t > 0 and m.log(1 - uniforms()[0]) < x * x / 2 + d - d * t**3 + 3 * d * m.log(t):
+                return m.log(d) + 3 * m.log(t)
+
+    n, total, squares = moments
+    if family != GAUSSIAN:
+        a, b = (prior[0] + total, prior[1] + n) if family == POISSON else (prior[0] + n, prior[1] + total)
+        log_rate = log_gamma(a) - m.log(b)
+        rate = m.exp(log_rate)
+        return [-rate, log_rate, 0, 0] if family == POISSON else [log_rate, -rate, 0, 0]
+    mean = total / n if n else 0
+    kappa = prior[1] + n
+    b = prior[3] + max(squares - total * mean, 0) / 2 + prior[1] * n * (mean - prior[0]) ** 2 / (2 * kappa)
+    precision = m.exp(log_gamma(prior[2] + n * 0.5)) / b
+    middle = (prior[1] * prior[0] + total) / kappa + normal() / m.sqrt(kappa * precision)
+    return [(m.log(precision) - m.log(2 * m.pi)) / 2, 0, -precision / 2, middle]

@@ -22,6 +22,7 @@ from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import Counts, Law, Network
 from pyfast.spn._planner import structure_for, sweeps_for, warm_for
 from pyfast.spn._posterior import Posterior
+from pyfast.spn._resident import Resident, check_gpu, gpu_of
 from pyfast.spn._rows import unique_rows
 from pyfast.spn._structure import Structure
 
@@ -174,7 +175,9 @@ class BayesSPN:
         expected of one.
 
         Args:
-            X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing.
+            X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing. Chains sweep on
+                the GPU that a tensor is on, which takes the block kernel, five families, and no ``group``; all that is
+                asked afterwards is answered by the CPU.
             y: not used; scikit-learn's pipelines pass it.
             X_test: a table whose mean log likelihood the progress bar shows.
             group: a torch.distributed process group, all of whose ranks make this call with the same table: they share
@@ -185,8 +188,8 @@ class BayesSPN:
 
         Raises:
             TypeError: if an argument is of another type.
-            ValueError: if an argument is out of range, or a value of ``X`` does not suit its column; on all ranks if
-                one of them has another table or other arguments.
+            ValueError: if an argument is out of range or not for a GPU that ``X`` is on, or a value of ``X`` does not
+                suit its column; on all ranks if one of them has another table or other arguments.
         """
         with _ranks.agreeing(_SAME, group) as same:
             sweeps, test = self._prepare(X, X_test, group)
@@ -208,12 +211,14 @@ class BayesSPN:
         network = Network(structure, columns)
         self._until = int(self.burn * sweeps)
         plan = self._plan(structure, group, warm_for(structure, different) if self.warm is None else self.warm)
+        check_gpu(gpu_of(X), plan.kernel, plan.collapsed, columns, group)
         self.__dict__.pop("states_", None)  # of an earlier fit, whatever becomes of this one
         self._hyper = Hyper(network, columns, self.mass, self.kappa)
         chains = [
             Chain(network, columns, rows, plan, Hyper(network, columns, self.mass, self.kappa), self.seed, c)
             for c in range(self.chains)
         ]
+        _place(chains, network, encoded, gpu_of(X))
         self.columns_, self.structure_, self._network, self._chains = columns, structure, network, chains
         self.n_features_in_, self.num_rows_, self._data = encoded.shape[1], len(encoded), _fingerprint(encoded)
         self._trace: list[list[float]] = [[] for _ in chains]
@@ -234,7 +239,7 @@ class BayesSPN:
         With ``hyper="eb"``, hyperparameters stay where the first fit's burn-in left them.
 
         Args:
-            X: the table that was fitted.
+            X: the table that was fitted, on the CPU or on a GPU.
             sweeps: how many more of each chain, at least 1.
             X_test: a table whose mean log likelihood the progress bar shows.
             group: as in :meth:`fit`, with any number of ranks.
@@ -258,12 +263,14 @@ class BayesSPN:
         if not isinstance(sweeps, int) or sweeps < 1:
             raise ValueError(f"sweeps must be an integer of at least 1, got {sweeps!r}")
         plan = self._plan(self.structure_, group)
+        check_gpu(gpu_of(X), plan.kernel, plan.collapsed, self.columns_, group)
         if not self._chains:
             rows = unique_rows(encoded)
             for c, state in enumerate(self._chain_states):
                 hyper = Hyper(self._network, self.columns_, self.mass, self.kappa)
                 self._chains.append(Chain(self._network, self.columns_, rows, plan, hyper, self.seed, c))
                 self._chains[-1].load_state_dict(state)
+        _place(self._chains, self._network, encoded, gpu_of(X))
         return None if X_test is None else self._encode(X_test)
 
     def _continue(self, sweeps: int, test: Tensor | None, group: Any) -> None:
@@ -578,6 +585,17 @@ class BayesSPN:
         return Plan(
             kernel, collapsed, self.lookahead, self.candidates, self.hyper, warm * (kernel == "block"), self._until
         )
+
+
+def _place(chains: list[Chain], network: Network, rows: Tensor, device: torch.device | None) -> None:
+    """Where chains sweep over the encoded rows from now on: on a GPU, if one is given."""
+    resident = None
+    if device is not None:
+        resident = chains[0].resident
+        if resident is None or resident.device != device:
+            resident = Resident(network, rows, device)
+    for chain in chains:
+        chain.place(resident)
 
 
 def _progress(sweeps: int) -> Any:

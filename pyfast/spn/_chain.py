@@ -23,6 +23,7 @@ from pyfast.spn._network import (
     purpose,
 )
 from pyfast.spn._parameters import opened
+from pyfast.spn._resident import Resident
 from pyfast.spn._rows import UniqueRows
 from pyfast.spn._start import clustered
 from pyfast.spn._update import Stepwise, Update
@@ -75,6 +76,8 @@ class Chain:
         self.sweeps = 0
         self.counts = network.no_counts()
         self.log_joint = 0.0  # of data and choices after the last sweep
+        self.resident: Resident | None = None  # sweeps in place of the CPU
+        self._there: Counts | None = None  # what that knows as `counts`
         self._warm: tuple[Update, Stepwise] | None = None  # while it has not swept
         self._by_tree = plan.collapsed or plan.kernel != "block"
         if self._by_tree:
@@ -82,6 +85,14 @@ class Chain:
             n = len(self._samples)
             self._choices = torch.full((n, int(_C.spn.max_sums(network.graph))), -1, dtype=torch.int32)
             self.accepted = torch.zeros(int(_C.spn.heights(network.graph)), 2, dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"resident": None, "_there": None}  # what a GPU holds stays there
+
+    def place(self, resident: Resident | None) -> None:
+        """Where to sweep from now on: there, or on the CPU."""
+        if resident is not self.resident:
+            self.resident, self._there = resident, None
 
     @property
     def law(self) -> Law:
@@ -102,8 +113,13 @@ class Chain:
         law = self.law
         parameters = None
         if not self._plan.collapsed:
-            parameters = self._start(stop) if self.sweeps == 0 else self._draw(law)
-        if self._by_tree:
+            if self.sweeps == 0:
+                parameters = self._start(stop)
+            elif self.resident is None:
+                parameters = self._draw(law)
+        if self.resident is not None:
+            self._sweep_there(self.resident, law, parameters)
+        elif self._by_tree:
             self._sweep_trees(law, parameters)
         else:
             assert parameters is not None
@@ -131,7 +147,7 @@ class Chain:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.counts = Counts(state["weights"].clone(), state["leaves"].clone())
+        self.counts, self._there = Counts(state["weights"].clone(), state["leaves"].clone()), None
         self.hyper.mass, self.hyper.kappa = state["mass"].clone(), state["kappa"].clone()
         self.sweeps = int(state["sweeps"])
         if self._by_tree:
@@ -184,6 +200,15 @@ class Chain:
             rows, times = rows[first:last], times[first:last]
         counts, _ = self._network.sweep(rows, times, parameters, self._seed, self._what(CHOICES), first)
         return counts if group is None else Counts(*_ranks.total(counts, group))
+
+    def _sweep_there(self, resident: Resident, law: Law, parameters: Parameters | None) -> None:
+        what = self._what(CHOICES)
+        if parameters is None:
+            known = self._there or self.counts
+            self._there = resident.sweep(known, law, self._seed, self._what(PARAMETERS), what)
+        else:
+            self._there = resident.choose(parameters, self._seed, what)
+        self.counts = Counts(*(x.cpu() for x in self._there))
 
     def _sweep_trees(self, law: Law, parameters: Parameters | None) -> None:
         """Sample by sample; a new chain puts them in one after the other, in random order."""

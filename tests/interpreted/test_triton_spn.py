@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pyfast.kernels import spn
-from pyfast.kernels.spn import _plan
+from pyfast.kernels.spn import _plan, _slabs
 
 import pyfast
 from pyfast.reference import spn as reference
@@ -237,7 +237,7 @@ def test_rows_beyond_the_range_of_a_float(name, dtype, strength, device):
     weights = (weights / total[sums]).to(dtype)
     p = Parameters(weights, leaves)
     there = [t.to(device) for t in (x, weights, leaves)]
-    passes = list(spn._passes(spn.plan([t.to(device) for t in net.graph], there[0].device), *there))
+    passes = list(_slabs.passes(spn.plan([t.to(device) for t in net.graph], there[0].device), *there))
     assert [up.weak is None for _, up in passes] == [False, True]
     assert 0 < len(passes[1][0]) < len(x)
 
@@ -292,10 +292,10 @@ def test_slabs_of_rows(monkeypatch, name):
     whole = log_prob(net, x, p), *sweep(net, x, torch.ones(len(x), dtype=torch.int64), p, 5, 6)[0]
     grad = torch.randn(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     truth = slopes(net, grad, x, p)
-    monkeypatch.setattr(spn, "CHUNK", 16)
+    monkeypatch.setattr(_slabs, "CHUNK", 16)
     for got, expected in zip(slopes(net, grad, x, p), truth, strict=True):
         close(got, expected, expected, terms=len(x))
-    monkeypatch.setattr(spn, "ROOM", 1)
+    monkeypatch.setattr(_slabs, "ROOM", 1)
     parts = log_prob(net, x, p), *sweep(net, x, torch.ones(len(x), dtype=torch.int64), p, 5, 6)[0]
     assert all(map(torch.equal, whole, parts))
     for got, expected in zip(slopes(net, grad, x, p), truth, strict=True):

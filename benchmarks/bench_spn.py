@@ -19,12 +19,14 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from pyfast import spn
 from pyfast.reference import spn as reference
 from pyfast.spn._chain import Chain, Plan
 from pyfast.spn._hyper import Hyper
-from pyfast.spn._network import CHOICES, PARAMETERS, Counts, Network, Parameters, purpose
+from pyfast.spn._network import CHOICES, PARAMETERS, Counts, Law, Network, Parameters, purpose
+from pyfast.spn._resident import Resident
 
 RAT = {"replicas": 8, "depth": 3, "sums": 12, "leaves": 12}
 TINY = torch.finfo(torch.float32).tiny
@@ -45,7 +47,13 @@ class Torch:
         self.num_leaves, self.num_weights = self.structure.num_leaves, self.structure.num_weights
         children, runs = torch.unique_consecutive(network.num_children, return_counts=True)
         self.blocks = list(zip(children.tolist(), (children * runs).tolist(), strict=True))  # of sums of one size
-        self.edge_sum = network.sums[network.weight_sum]
+        self.edge_sum, self.leaf_prior = network.sums[network.weight_sum], network.leaf_prior
+
+    def to(self, device):
+        """The same on a device, for calls under ``torch.device(device)``."""
+        twin = copy.copy(self)
+        vars(twin).update(moved(vars(self), device))
+        return twin
 
     def draw(self, counts, law):
         """Weights and leaves given statistics."""
@@ -53,7 +61,7 @@ class Torch:
         parts = gammas.split([size for _, size in self.blocks])
         parts = [x.view(-1, k) for x, (k, _) in zip(parts, self.blocks, strict=True)]
         weights = torch.cat([(x / x.sum(1, keepdim=True)).flatten() for x in parts])
-        prior = law.prior[self.network.leaf_prior[:, None] + torch.arange(2)]
+        prior = law.prior[self.leaf_prior[:, None] + torch.arange(2)]
         chances = torch._standard_gamma(counts.leaves.view(-1, 2) + prior).clamp_min_(1e-300)
         leaves = (chances / chances.sum(1, keepdim=True)).log().flatten()
         return Parameters(weights.float(), leaves.float())
@@ -219,6 +227,11 @@ class TorchHclt(Torch):
             for t in self.regions[r].terms[1:]:
                 chosen[t.region] = z
         return Counts(edges, leaves), found
+
+
+def moved(tree, device):
+    """All tensors on a device."""
+    return tree_map_only(torch.Tensor, lambda x: x.to(device), tree)
 
 
 def table(n, d, seed=0):
@@ -531,6 +544,37 @@ def race_sweep(race, this, peer):
 @pytest.mark.parametrize("n", [8192], ids="HCLT 100, K = 32, {} rows, one thread".format)
 def bench_sweep_hclt(race, quick, one_thread, n, peer):
     race_sweep(race, case("HCLT", 64 if quick else n, quick), peer)
+
+
+@pytest.mark.parametrize("peer", ["pyfast", "pyfast, CPU", "torch"])
+@pytest.mark.parametrize("kind", ["RAT", "HCLT"], ids=["RAT 69, 16384 rows", "HCLT 100, K = 32, 16384 rows"])
+@pytest.mark.parametrize("device", ["cuda"])
+def bench_gpu_sweep(race, quick, device, kind, peer):
+    """A sweep of which everything is on the GPU, captured once; PyTorch's network there; all threads of the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    this = case(kind, 64 if quick else 16384, quick)
+    if peer == "pyfast, CPU":
+        race(this.gibbs, this.rows, this.times, check=this.check_gibbs)
+        return
+    counts, law = Counts(*moved(list(this.counts), device)), Law(*moved(list(this.law), device))
+    rows, plain = this.rows.to(device), this.torch.to(device)
+    resident, drawn = Resident(this.network, this.rows, torch.device(device)), iter(range(1 << 40))
+
+    def pyfast(rows):
+        names = [purpose(tag, 1, next(drawn)) for tag in (PARAMETERS, CHOICES)]
+        found = resident.sweep(counts, law, 0, *names)
+        return resident.parameters, found, resident.log_likelihoods
+
+    def pytorch(rows):
+        with torch.device(device):
+            return plain.gibbs(rows, counts, law)
+
+    race(
+        pyfast if peer == "pyfast" else pytorch,
+        rows,
+        check=lambda answer, rows: this.check_gibbs(moved(answer, "cpu"), this.rows, this.times),
+    )
 
 
 @pytest.mark.parametrize("peer", ["pyfast", "torch", "SPFlow", "deeprob-kit"])

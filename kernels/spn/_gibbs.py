@@ -1,6 +1,7 @@
 """Sweeps of the instantiated Gibbs sampler over rows that stay on a device: launched, then captured and replayed."""
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -117,19 +118,18 @@ class Gibbs:
         return self._after(given, (self.room.weights, self.room.leaves, self.room.choosing), False)
 
     def _after(self, given, places, draw):
-        for place, x in zip(places, given, strict=True):
-            place.copy_(x)
-        if self.room.out.is_cuda:
-            with torch.cuda.device(self.room.out.device):
-                self._run(draw)
-        else:
-            launch(self.plan, self.room, draw)
-        if self.room.weak:
-            self._again()
+        device = self.room.out.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for place, x in zip(places, given, strict=True):
+                place.copy_(x)
+            self._run(draw)
+            if self.room.weak:
+                self._again()
         return self.room.weight_counts.clone(), self.room.leaf_counts.clone()
 
     def _run(self, draw):
-        if not draw or not self._launched:  # compiles: a graph can only be made of what is
+        captures = draw and self._launched and self.room.out.is_cuda  # a graph can only be made of what is compiled
+        if not captures:
             launch(self.plan, self.room, draw)
             self._launched = self._launched or draw
             return

@@ -53,3 +53,14 @@ class Resident:
     def choose(self, parameters: Parameters, seed: int, choosing: int) -> Counts:
         """The same with parameters given."""
         return Counts(*self._gibbs.choose(*parameters[:2], seed, choosing))
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of the last sweep, on the GPU; the next one writes others there."""
+        return Parameters(self._gibbs.room.weights, self._gibbs.room.leaves)
+
+    @property
+    def log_likelihoods(self) -> Tensor:
+        """(N,), float64, of the rows in the last sweep, on the GPU."""
+        out: Tensor = self._gibbs.room.out
+        return out

@@ -169,28 +169,58 @@ Frame frame(const T* cell, const bool* periodic, int64_t b) {
     return f;
 }
 
+// Of a lattice of N axes.
+template <int N>
 struct Search {
     const Frame& f;
     double y[3], best;
     int64_t s[3], found[3];
 
     // Axis k and those after it: `y` holds what is left of the vector along each basis vector, `sum` the square so far.
-    void visit(int k, double sum) {
-        if (k == f.count) {
+    template <int k = 0>
+    void visit(double sum = 0) {
+        if constexpr (k == N) {
             if (sum < best) best = sum, found[0] = s[0], found[1] = s[1], found[2] = s[2];
-            return;
+        } else {
+            const double width = f.part[k][k], at = y[k] / width, reach = std::sqrt(std::max(best - sum, 0.0)) / width;
+            const int64_t low = int64_t(std::ceil(-at - reach - 1e-9)), high = int64_t(std::floor(-at + reach + 1e-9));
+            const double before[3] = {y[0], y[1], y[2]};
+            for (int64_t t = low; t <= high; ++t) {
+                s[k] = t;
+                for (int m = k; m < N; ++m) y[m] = before[m] + double(t) * f.part[k][m];
+                visit<k + 1>(sum + y[k] * y[k]);
+            }
+            std::copy(before, before + 3, y);
         }
-        const double width = f.part[k][k], at = y[k] / width, reach = std::sqrt(std::max(best - sum, 0.0)) / width;
-        const int64_t low = int64_t(std::ceil(-at - reach - 1e-9)), high = int64_t(std::floor(-at + reach + 1e-9));
-        const double before[3] = {y[0], y[1], y[2]};
-        for (int64_t t = low; t <= high; ++t) {
-            s[k] = t;
-            for (int m = k; m < f.count; ++m) y[m] = before[m] + double(t) * f.part[k][m];
-            visit(k + 1, sum + y[k] * y[k]);
-        }
-        std::copy(before, before + 3, y);
     }
 };
+
+// Into out, the shift of the shortest image of x; false where it is not finite or too far.
+template <int N>
+bool nearest(const Frame& f, double* x, int32_t* out) {
+    Search<N> search{f, {}, INFINITY, {}, {}};
+    // Axis by axis to the nearest plane: not yet the nearest image, but near.
+    double start[3] = {};
+    for (int k = 0; k < N; ++k) {
+        start[k] = -std::nearbyint(dot(x, f.basis[k]) / f.part[k][k]);
+        if (!(std::abs(start[k]) < 2e9)) return false;
+        for (int q = 0; q < 3; ++q) x[q] += start[k] * f.axis[k][q];
+    }
+    double inside = 0;
+    for (int k = 0; k < N; ++k) {
+        search.y[k] = dot(x, f.basis[k]);
+        inside += search.y[k] * search.y[k];
+    }
+    search.best = inside * (1 + 1e-12) + 1e-300;
+    search.visit();
+    for (int c = 0; c < 3; ++c) {
+        double total = 0;
+        for (int k = 0; k < N; ++k) total += (start[k] + double(search.found[k])) * double(f.steps[k][c]);
+        if (!(std::abs(total) < 2e9)) return false;
+        out[c] = int32_t(total);
+    }
+    return true;
+}
 
 // shift (M, 3): of all v + shift @ cell[structure], the shortest; of equals, the first in the order of the search, as
 // far as rounding lets them be equal.
@@ -201,36 +231,19 @@ void nearest_shift(Tensor<const T> v, Tensor<const T> cell, Ints structure, Tens
     check_indices("structure", structure, count, structures);
     std::vector<Frame> frames;
     for (int64_t b = 0; b < structures; ++b) frames.push_back(frame(cell.data + 9 * b, periodic.row(b), b));
-    const auto nearest = [&](int64_t m) {
+    const auto find = [&](int64_t m) {
         const Frame& f = frames[structure[m]];
-        Search search{f, {}, INFINITY, {}, {}};
         double x[3] = {double(v.row(m)[0]), double(v.row(m)[1]), double(v.row(m)[2])};
-        // Axis by axis to the nearest plane: not yet the nearest image, but near.
-        double start[3] = {};
-        for (int k = 0; k < f.count; ++k) {
-            start[k] = -std::nearbyint(dot(x, f.basis[k]) / f.part[k][k]);
-            if (!(std::abs(start[k]) < 2e9)) return false;
-            for (int q = 0; q < 3; ++q) x[q] += start[k] * f.axis[k][q];
-        }
-        double inside = 0;
-        for (int k = 0; k < f.count; ++k) {
-            search.y[k] = dot(x, f.basis[k]);
-            inside += search.y[k] * search.y[k];
-        }
-        search.best = inside * (1 + 1e-12) + 1e-300;
-        search.visit(0, 0);
-        for (int c = 0; c < 3; ++c) {
-            double total = 0;
-            for (int k = 0; k < f.count; ++k) total += (start[k] + double(search.found[k])) * double(f.steps[k][c]);
-            if (!(std::abs(total) < 2e9)) return false;
-            shift.row(m)[c] = int32_t(total);
-        }
-        return true;
+        int32_t* out = shift.row(m);
+        return f.count == 3   ? nearest<3>(f, x, out)
+               : f.count == 2 ? nearest<2>(f, x, out)
+               : f.count == 1 ? nearest<1>(f, x, out)
+                              : nearest<0>(f, x, out);
     };
     int64_t far = count;
 #pragma omp parallel for reduction(min : far) if (parallel(64 * count))
     for (int64_t m = 0; m < count; ++m)
-        if (!nearest(m)) far = std::min(far, m);
+        if (!find(m)) far = std::min(far, m);
     if (far < count)
         throw py::value_error("vector[" + std::to_string(far) + "] must be finite and within 2e9 cells, got " +
                               std::to_string(v.row(far)[0]) + ", " + std::to_string(v.row(far)[1]) + ", " +

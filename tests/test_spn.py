@@ -208,6 +208,24 @@ def test_very_small_probabilities(name, dense, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("name", "dense"), FORMS)
+def test_values_far_from_every_leaf(name, dense, dtype):
+    """Log densities down to -1e25: far below what a power of two with an exponent of 32 bits can stand for."""
+    grad, x, weights, leaves, graph = example(STRUCTURES[name], 40, dense=dense, dtype=dtype)
+    x[:, 3] = (10.0 ** torch.arange(1, 12.9, 0.3)).to(dtype) * torch.tensor([1, -1]).repeat(20)
+    wide = x.double(), weights.double(), leaves.double(), graph
+    wanted, eps = slow(*wide), torch.finfo(dtype).eps
+    torch.testing.assert_close(log_prob(x, weights, leaves, graph), wanted, rtol=32 * eps, atol=32 * eps)
+    some = wanted > -1e10  # farther down, the reference's logarithms no longer tell trees apart
+    assert wanted[some].min() < -1e9 * 2
+    wide = x[some].double(), *wide[1:]
+    rounded = 1e11 * torch.finfo(torch.float64).eps
+    found = log_prob_backward(grad[some], x[some], weights, leaves, graph)
+    for got, truth in zip(found, slow_gradient(grad[some], *wide), strict=True):
+        torch.testing.assert_close(got.double(), truth, rtol=200 * eps + rounded, atol=200 * eps + rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "dense"), FORMS)
 def test_rows_of_probability_0_add_nothing(name, dense, dtype):
     structure = structures(5)[name]
     grad, x, weights, leaves, graph = binary(structure, dense=dense, dtype=dtype)

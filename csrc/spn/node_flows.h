@@ -53,19 +53,19 @@ class NodeFlows {
 
     void sum_flow(int64_t i, const Scratch& s, const F* flow) {
         const F* value = s.values.data() + i * B;
-        const int32_t* exponent = s.exponents.data() + i * B;
+        const double* exponent = s.exponents.data() + i * B;
         F ratio[B];
         for (int b = 0; b < B; ++b) ratio[b] = value[b] > 0 ? flow[b] / value[b] : F(0);
         const F* w = nodes_.weights + g_.first_weight[i];
         double* to = weights_.data() + g_.first_weight[i];
         // the largest power whose products stay in F
-        constexpr int32_t most = sizeof(F) == 4 ? 125 : 1021;
+        constexpr double most = sizeof(F) == 4 ? 125 : 1021;
         for (int64_t e = g_.first[i]; e < g_.first[i + 1]; ++e, ++w, ++to) {
             const int64_t c = int64_t(g_.child[e]) * B;
             double sum = 0;
             for (int b = 0; b < B; ++b) {
-                const int32_t power = std::min(s.exponents[c + b] - exponent[b], most);
-                const F gain = ratio[b] * (s.values[c + b] * power_of_two<F>(power));
+                const F power = Nodes<F>::power(std::min(s.exponents[c + b] - exponent[b], most));
+                const F gain = ratio[b] * (s.values[c + b] * power);
                 flow_[c + b] += *w * gain;
                 sum += double(gain);
             }

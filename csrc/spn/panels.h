@@ -3,7 +3,7 @@
 // Each region of each row has an exponent of its own: value = number * 2^exponent, the largest number of a region in
 // [1, 2). Rescaling by powers of two rounds nothing, and no logarithm or exponential is taken above the leaves. What
 // float loses is smaller than 2^-126 of a region's largest number; where the largest then shrinks so much that this
-// could matter, the row is marked and done again in double.
+// could matter, or a likelihood leaves the range of exponents, the row is marked and done again in double.
 #pragma once
 
 #include <bit>
@@ -38,7 +38,8 @@ inline int32_t exponent_of(F x) {
     }
 }
 
-inline constexpr double impossible = -1e30;  // stands for the logarithm of 0 where a product with 0 must be 0
+inline constexpr int32_t lowest = -(1 << 28);  // exponent: three of them still add up
+inline constexpr double impossible = -1e30;    // stands for the logarithm of 0 where a product with 0 must be 0
 
 // What the leaves of a term look like to the kernels: by parameter, outputs side by side.
 template <class F>
@@ -226,8 +227,8 @@ class Panels {
         largest(K, out, most);
         for (int b = 0; b < B; ++b) {
             const int32_t up = exponent_of(most[b]);
-            e[b] += up;
-            weak[b] |= up < (sizeof(F) == 4 ? -90 : -980) || !(most[b] > 0);
+            e[b] = std::max(e[b] + up, lowest);
+            weak[b] |= e[b] == lowest || up < (sizeof(F) == 4 ? -90 : -980) || !(most[b] > 0);
             scale[b] = power_of_two<F>(-up);
         }
         for (int k = 0; k < K; ++k)
@@ -350,19 +351,19 @@ class Panels {
                 }
         }
         for (int i : p.owns) own_leaves(K, t.over[i], column(i), out);
-        F most[B], shift[B];
+        F most[B], rest[B];
         largest(K, out, most);
         for (int b = 0; b < B; ++b) {
-            const F power = most[b] > F(impossible / 10) ? std::floor(most[b] * F(1.4426950408889634)) : F(0);
-            e[b] = int32_t(power);
-            shift[b] = power;
+            const bool possible = most[b] > F(impossible / 10);
+            const F power = possible ? std::floor(most[b] * F(1.4426950408889634)) : F(0);
+            e[b] = int32_t(std::max(power, F(lowest)));
+            s.weak[b] |= e[b] == lowest;
+            // power * log 2 in two parts, the first without rounding; far from 0 nothing but rounding is left
+            const F left = (most[b] - power * F(0.693359375)) - power * F(-2.12194440054690583e-4);
+            rest[b] = possible ? std::clamp(left, F(0), F(0.6931471805599453)) : most[b];
         }
         for (int k = 0; k < K; ++k)
-            for (int b = 0; b < B; ++b) {
-                const F l = out[k * B + b];
-                // power * log 2 in two parts, the first without rounding
-                out[k * B + b] = exp((l - shift[b] * F(0.693359375)) - shift[b] * F(-2.12194440054690583e-4));
-            }
+            for (int b = 0; b < B; ++b) out[k * B + b] = exp((out[k * B + b] - most[b]) + rest[b]);
     }
 
     void own_leaves(int K, const std::pair<int, int64_t>& over, const F* x, F* out) const {

@@ -1,7 +1,8 @@
 // The upward pass of any graph, node by node, a block of rows in the lanes of a vector.
 //
 // A node's value is number * 2^exponent with an exponent of its own, so that neither depth nor width can leave the
-// range of F; rescaling by powers of two rounds nothing.
+// range of F; rescaling by powers of two rounds nothing. Exponents are doubles, as a row far
+// from every leaf has a log likelihood far beyond 2^31.
 #pragma once
 
 #include <limits>
@@ -53,7 +54,7 @@ class Nodes {
 
     struct Scratch {
         std::vector<F> values;
-        std::vector<int32_t> exponents;
+        std::vector<double> exponents;
         explicit Scratch(const Nodes& n) : values(n.g.nodes * B), exponents(n.g.nodes * B) {}
     };
 
@@ -61,7 +62,7 @@ class Nodes {
     void up(const F* x, int64_t count, Scratch& s) const {
         for (int64_t i = 0; i < g.nodes; ++i) {
             F* value = s.values.data() + i * B;
-            int32_t* exponent = s.exponents.data() + i * B;
+            double* exponent = s.exponents.data() + i * B;
             if (g.kind[i] == leaf)
                 leaf_values(i, x, count, value, exponent);
             else if (g.kind[i] == product)
@@ -78,7 +79,7 @@ class Nodes {
 
     // weight times value of child k of sum i, relative to the largest exponent among the children
     void shares(const Scratch& s, int64_t i, int b, F* out) const {
-        int32_t most = std::numeric_limits<int32_t>::min();
+        double most = std::numeric_limits<double>::lowest();
         const F* w = weights + g.first_weight[i];
         for (int64_t j = 0; j < g.children(i); ++j) {
             const int64_t c = int64_t(g.child[g.first[i] + j]) * B + b;
@@ -87,20 +88,24 @@ class Nodes {
         for (int64_t j = 0; j < g.children(i); ++j) {
             const int64_t c = int64_t(g.child[g.first[i] + j]) * B + b;
             const F here = w[j] * s.values[c];
-            *out++ = here > 0 ? here * power_of_two<F>(s.exponents[c] - most) : F(0);
+            *out++ = here > 0 ? here * power(s.exponents[c] - most) : F(0);
         }
     }
 
+    // 2^difference of two exponents, where F holds it
+    static F power(double difference) { return power_of_two<F>(int32_t(std::max(difference, -2000.0))); }
+
   private:
     std::vector<F> value_;  // of tables: their probabilities
-    std::vector<int32_t> shift_;
+    std::vector<double> shift_;
 
-    static void split(double log, F& value, int32_t& exponent) {
-        exponent = log > impossible ? int32_t(std::floor(log * 1.4426950408889634)) : 0;
-        value = log > impossible ? F(std::exp(log - exponent * 0.693147180559945309417)) : F(0);
+    static void split(double log, F& value, double& exponent) {
+        exponent = log > impossible ? std::floor(log * 1.4426950408889634) : 0;
+        const double rest = log - exponent * 0.693147180559945309417;  // far from 0 nothing but rounding
+        value = log > impossible ? F(std::exp(std::clamp(rest, 0.0, 0.6931471805599453))) : F(0);
     }
 
-    static void rescale(F* value, int32_t* exponent) {
+    static void rescale(F* value, double* exponent) {
         for (int b = 0; b < B; ++b) {
             const int32_t up = exponent_of(value[b]);
             exponent[b] += up;
@@ -108,7 +113,7 @@ class Nodes {
         }
     }
 
-    void leaf_values(int64_t i, const F* x, int64_t count, F* value, int32_t* exponent) const {
+    void leaf_values(int64_t i, const F* x, int64_t count, F* value, double* exponent) const {
         const int32_t v = g.variable[i];
         const int64_t at = g.leaf_first[g.leaf_of[i]];
         const uint8_t family = g.family[v];
@@ -129,7 +134,7 @@ class Nodes {
         }
     }
 
-    void product_values(int64_t i, const Scratch& s, F* value, int32_t* exponent) const {
+    void product_values(int64_t i, const Scratch& s, F* value, double* exponent) const {
         const int64_t first = int64_t(g.child[g.first[i]]) * B;
         std::copy_n(s.values.data() + first, B, value);
         std::copy_n(s.exponents.data() + first, B, exponent);
@@ -140,9 +145,9 @@ class Nodes {
         }
     }
 
-    void sum_values(int64_t i, const Scratch& s, F* value, int32_t* exponent) const {
-        int32_t most[B];
-        for (int b = 0; b < B; ++b) most[b] = std::numeric_limits<int32_t>::min() / 2, value[b] = 0;
+    void sum_values(int64_t i, const Scratch& s, F* value, double* exponent) const {
+        double most[B];
+        for (int b = 0; b < B; ++b) most[b] = std::numeric_limits<double>::lowest(), value[b] = 0;
         const F* w = weights + g.first_weight[i];
         for (int64_t e = g.first[i]; e < g.first[i + 1]; ++e, ++w) {
             if (!(*w > 0)) continue;  // it must not set the scale
@@ -153,7 +158,7 @@ class Nodes {
         for (int64_t e = g.first[i]; e < g.first[i + 1]; ++e, ++w) {
             const int64_t c = int64_t(g.child[e]) * B;
             for (int b = 0; b < B; ++b) {
-                const F here = *w * s.values[c + b] * power_of_two<F>(std::min(s.exponents[c + b] - most[b], 0));
+                const F here = *w * s.values[c + b] * power(std::min(s.exponents[c + b] - most[b], 0.0));
                 value[b] = maximise ? std::max(value[b], here) : value[b] + here;
             }
         }

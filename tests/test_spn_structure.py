@@ -188,6 +188,7 @@ def test_hostile_arguments():
         (1, [0, 2, 2], ValueError),
         (1, [0, 3, 2, 2], ValueError),
         (1, [1, 2, 2, 2], ValueError),
+        (1, [0, 2**63 - 1, -2, 2], ValueError),  # differences that wrap are 2^63 - 1 and 4
         (2, ["1", "2"], TypeError),
         (2, [True, False], TypeError),
         (3, [-1, 0], ValueError),
@@ -196,8 +197,11 @@ def test_hostile_arguments():
     ]:
         with pytest.raises(error):
             Structure.from_csr(*good[:place], bad, *good[place + 1 :])
-    with pytest.raises(ValueError, match="num_variables"):
-        Structure.from_csr(*good, 0)
+    for bad, error in ((0, ValueError), (2.5, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match="num_variables"):
+            Structure.from_csr(*good, bad)
+    with pytest.raises(ValueError, match="root, node 0, all 1000000000000 variables, got none of 1, 2, 3"):
+        Structure.from_csr(*good, 10**12)
     made = Structure.from_csr(*good)
     with pytest.raises(TypeError, match=r"kind must be torch\.uint8"):
         Structure(made.kind.long(), made.first, made.child, made.variable, 1, made.program, made.origin)

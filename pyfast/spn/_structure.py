@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyfast.spn import _validity
 from pyfast.spn._program import regions
+from pyfast.spn._random import check_count
 from pyfast.spn._validity import LEAF, SUM
 
 _DTYPES = {
@@ -190,14 +191,13 @@ class Structure:
             raise ValueError(f"kind must have fewer than 2^31 nodes, got {n}")
         if len(v) != n or len(f) != n + 1:
             raise ValueError(f"first and variable must have {n + 1} and {n} elements, got {len(f)} and {len(v)}")
-        if f[0] != 0 or f[-1] != len(c) or (np.diff(f) < 0).any():
+        if f[0] != 0 or f[-1] != len(c) or (f[1:] < f[:-1]).any():
             raise ValueError(f"first must rise from 0 to the {len(c)} elements of child, got [{f[0]}, ..., {f[-1]}]")
         for name, x, least, end in (("kind", k, 0, 3), ("child", c, 0, n), ("variable", v, -1, 2**31 - 1)):
             if (bad := np.flatnonzero((x < least) | (x >= end))).size:
                 raise IndexError(f"{name} must be in [{least}, {end}), got {x[bad[0]]} at {bad[0]}")
-        variables = int(v.max()) + 1 if num_variables is None else num_variables
-        if variables < 1:
-            raise ValueError(f"num_variables must be at least 1, got {variables}")
+        variables = max(int(v.max()) + 1, 1) if num_variables is None else num_variables
+        check_count("num_variables", variables, 1)
         height = _validity.check(k.astype(np.uint8), f, c, v, variables)
         count = np.diff(f)
         if (c < np.repeat(np.arange(n), count)).all():

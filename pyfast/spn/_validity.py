@@ -60,14 +60,21 @@ def check(
     roots = np.flatnonzero(np.bincount(child, minlength=len(kind)) == 0)
     if len(roots) != 1:
         raise ValueError(f"child must leave exactly one node without parents, got {len(roots)}: nodes {some(roots)}")
+    place = variable.copy()
+    seen, place[kind == LEAF] = np.unique(variable[kind == LEAF], return_inverse=True)
     attempt = 0
     while True:
         try:
-            _Scopes(num_variables, attempt).check(kind, first, child, variable, height)
+            _Scopes(seen, attempt).check(kind, first, child, place, height)
+            break
         except _Collision:
             attempt += 1  # other random numbers
-        else:
-            return height
+    if len(seen) < num_variables:
+        missing = np.setdiff1d(np.arange(min(num_variables, len(seen) + 9)), seen)
+        raise ValueError(
+            f"variable must give the root, node {roots[0]}, all {num_variables} variables, got none of {some(missing)}"
+        )
+    return height
 
 
 def _check_nodes(kind: NDArray[np.uint8], count: Integers, variable: Integers, num_variables: int) -> None:
@@ -110,8 +117,9 @@ class _Scopes:
     scope.
     """
 
-    def __init__(self, num_variables: int, attempt: int) -> None:
-        self._num_variables, v = num_variables, np.arange(num_variables)
+    def __init__(self, names: Integers, attempt: int) -> None:
+        num_variables, self._names = len(names), names
+        v = np.arange(num_variables)
         self.bits: Words = np.zeros((2 * num_variables, -(-num_variables // 64)), np.uint64)
         self.bits[v, v // 64] = np.uint64(1) << (v % 64).astype(np.uint64)
         self.size: Integers = np.ones(2 * num_variables, np.int64)
@@ -133,13 +141,6 @@ class _Scopes:
             work = np.cumsum(first[products + 1] - first[products]) * self.bits.shape[1] // _CHUNK
             for part in np.split(products, np.flatnonzero(np.diff(work)) + 1):
                 self._products(part, first, child, scope)
-        root = levels[-1][0]
-        if self.size[scope[root]] < self._num_variables:
-            missing = np.setdiff1d(np.arange(self._num_variables), self._variables(scope[root]))
-            raise ValueError(
-                f"variable must give the root, node {root}, all {self._num_variables} variables, "
-                f"got none of {some(missing)}"
-            )
 
     def _sums(self, nodes: Integers, first: Integers, child: Integers, scope: Integers) -> None:
         """Completeness: all children of a sum have one scope."""
@@ -190,7 +191,8 @@ class _Scopes:
         self.number.update(zip(hashes.tolist(), range(have, need), strict=True))
 
     def _variables(self, scope: int) -> Integers:
-        return np.flatnonzero(np.unpackbits(self.bits[scope].astype("<u8").view(np.uint8), bitorder="little"))
+        bits = np.unpackbits(self.bits[scope].astype("<u8").view(np.uint8), bitorder="little")
+        return self._names[np.flatnonzero(bits)]
 
     def _name_overlap(self, node: int, first: Integers, child: Integers, scope: Integers) -> None:
         owner: dict[int, int] = {}

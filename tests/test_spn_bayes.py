@@ -434,6 +434,45 @@ def test_hostile_tables_are_refused_by_cell():
     assert model.log_prob(np.empty((0, 6))).shape == (0,)
 
 
+@pytest.mark.parametrize(("mean", "rows"), [(5, 3000), (90, 50_000), (3e5, 100)])
+def test_large_counts_have_the_density_of_their_negative_binomial(mean, rows):
+    """In closed form: one leaf, which has seen all rows; constants of 1e8 nats cancel."""
+    X = np.random.default_rng(0).poisson(mean, (rows, 1)).astype(float)
+    model = BayesSPN(pyfast.spn.rat(1, leaves=1), columns="poisson", sweeps=2, hyper="fixed", states=1).fit(X)
+    a, b = (model.columns_.prior(model.kappa)[0][:2] + torch.tensor([X.sum(), rows])).tolist()
+    x = X[:50, 0]
+    wanted = [math.lgamma(a + k) - math.lgamma(a) - math.lgamma(k + 1) - a * math.log1p(1 / b) for k in x]
+    wanted = torch.tensor(wanted, dtype=torch.float64) - torch.from_numpy(x) * math.log1p(b)
+    rounded = 16 * math.lgamma(a) * np.finfo(float).eps
+    torch.testing.assert_close(model.log_prob(X[:50]), wanted, rtol=0, atol=rounded)
+    assert model.mpe([[NAN]]).item() == pytest.approx(mean, rel=0.1)
+
+
+def test_numbers_of_numpy_are_arguments(tmp_path):
+    X, three = doubled(40), np.int64(3)
+    model = BayesSPN(hidden=three, sweeps=three, chains=np.int32(2), seed=np.uint64(2**64 - 1)).fit(X)
+    same = BayesSPN(hidden=3, sweeps=3, seed=2**64 - 1).fit(X)
+    assert torch.equal(model.log_prob(X), same.log_prob(X))
+    model.save(tmp_path / "model.pt")
+    assert BayesSPN.load(tmp_path / "model.pt").get_params() == same.get_params()
+    pyfast.spn.EM(hidden=three, iterations=three, seed=three).fit(X)
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_draws_are_refused_by_argument(model, network):
+    made = pyfast.spn.SPN(model.structure_, model.columns_) if network else model
+    for n, seed, error, message in [
+        (-1, 0, ValueError, "n must be at least 0, got -1"),
+        (2.5, 0, TypeError, "n must be an int, got float"),
+        (1, -1, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
+        (1, 2**64, ValueError, "seed must be in"),
+        (1, 0.5, TypeError, "seed must be an int, got float"),
+    ]:
+        with pytest.raises(error, match=message):
+            made.sample(n, seed=seed)
+    assert len(made.sample(1, seed=2**64 - 1)) == 1
+
+
 def test_no_warning_in_an_ordinary_fit():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -192,6 +192,20 @@ def test_hostile_tables(x, kind, error, message):
         fit(x, kind)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_tensors_without_a_dense_table_are_refused():
+    x = torch.zeros(2, 2)
+    for bad in (x.to_sparse(), x.to_sparse_csr(), x.to("meta"), x.to(torch.complex64)):
+        with pytest.raises(TypeError, match="X must be a dense table of real numbers, got"):
+            Columns.fit_encoding(bad)
+
+
+def test_tables_of_eight_bits_are_read():
+    x = torch.tensor([[0.5, 1.0], [2.0, 1.0]]).to(torch.float8_e4m3fn)
+    columns = Columns.fit_encoding(x, "exponential")
+    assert torch.equal(columns.encode(x), columns.encode(x.float()))
+
+
 def test_hostile_values_after_fitting():
     X = np.array([[0, 0.0, 5.0], [1, 1.0, 6.0]])
     columns = fit(X, ["bernoulli", "gaussian", "categorical"], names=["bit", "real", "few"])

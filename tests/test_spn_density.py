@@ -282,6 +282,19 @@ def test_copies_and_pickles():
     assert repr(Columns.fit_encoding(X, kinds)) == "Columns(3 variables: 2 density, 1 gaussian)"
 
 
+@pytest.mark.parametrize("estimator", [BayesSPN(hidden=2, sweeps=6), EM(hidden=2, iterations=3)], ids=repr)
+def test_fitted_estimators_in_another_process_call_its_functions(estimator):
+    X, kinds = table(60)
+    model = estimator.set_params(columns=kinds).fit(X)
+    again = pickle.loads(pickle.dumps(model))
+    network = again._network if isinstance(again, BayesSPN) else again.network_._network
+    addresses = [d.addresses for d in again.columns_.densities if d is not None]
+    assert network.graph[8][::2, :3].tolist() == addresses
+    assert addresses != [d.addresses for d in model.columns_.densities if d is not None]
+    assert torch.equal(again.log_prob(X), model.log_prob(X))
+    assert torch.equal(copy.deepcopy(model).log_prob(X), model.log_prob(X))
+
+
 def test_threads_do_not_show(threads):
     X, kinds = table(200)
     threads(lambda: BayesSPN(columns=kinds, hidden=4, sweeps=6).fit(X).log_prob(X))

@@ -110,6 +110,23 @@ def test_learns_by_any_optimizer(fitted):
         assert -loss.item() > first + 0.3
 
 
+def test_gradients_of_many_weights_are_the_same_for_any_number_of_threads(threads):
+    """Also where PyTorch was not told to be deterministic: atomic sums of floats would show."""
+    torch.use_deterministic_algorithms(False)
+    X = torch.randint(2, (64, 12), generator=torch.Generator().manual_seed(0)).double()
+    columns = Columns.fit_encoding(X)
+    model = SPN(pyfast.spn.hclt(X, 64, columns), columns)
+    assert model.structure.num_weights > 40_000  # of which threads share
+    threads(lambda: torch.autograd.grad(model.log_prob(X).sum(), list(model.parameters())))
+
+
+def test_long_means_are_the_same_for_any_number_of_threads(threads):
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(70_000, 2, generator=g).double()
+    model = EM(pyfast.spn.hclt(X[:100], 1), iterations=1)
+    threads(lambda: torch.tensor([*model.fit(X, X_val=X).trace_, *model.trace_val_, model.score(X)]))
+
+
 def test_state_dict(fitted):
     X, columns, structure = fitted
     one, other = SPN(structure, columns, seed=1), SPN(structure, columns, seed=2)
@@ -138,6 +155,19 @@ def test_answers(fitted):
         assert not filled.isnan().any()
     assert model.sample(7).shape == (7, 5)
     assert not torch.equal(model.sample(7, seed=4), model.sample(7, seed=5))
+
+
+@pytest.mark.parametrize("structure", ["hclt", "rat", "tree"])
+def test_nothing_is_completed_that_cannot_be(structure):
+    X = torch.tensor([[0.0, 0, 0, 1], [1, 1, 1, 1]]).double().repeat(20, 1)
+    model = EM(structure, hidden=2, iterations=40, smoothing=0).fit(X)
+    rows = torch.tensor([[1.0, NAN, NAN, NAN], [NAN, NAN, NAN, 0]]).double()
+    assert model.log_prob(rows).tolist()[1] == -math.inf
+    assert math.isnan(model.conditional(rows[:1], rows[1:]))
+    for complete in (lambda x: model.sample(evidence=x), model.mpe):
+        with pytest.raises(ValueError, match="rows of a probability above 0, got 0 in row 1"):
+            complete(rows)
+        assert complete(rows[:1]).shape == (1, 4)
 
 
 def test_arguments_of_networks_are_checked(fitted):

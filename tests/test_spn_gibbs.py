@@ -384,3 +384,30 @@ def test_alpha_must_be_positive():
     bad = Law(torch.zeros(net.structure.num_nodes, dtype=torch.float64), net.columns.prior(2.0)[0])
     with pytest.raises(ValueError, match="alpha must be positive"):
         net.draw(net.no_counts(), bad, 1, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
+def test_what_no_gamma_draw_can_be_of_is_refused(bad):
+    """As a damaged file may have it: such a draw would never end."""
+    X, kinds = [[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 2.0, 1.0]], ["bernoulli", "gaussian", "poisson", "exponential"]
+    columns = Columns.fit_encoding(X, kinds)
+    net = Network(pyfast.spn.rat(4, replicas=1, depth=1, sums=2, leaves=2), columns)
+    alpha = torch.ones(net.structure.num_nodes, dtype=torch.float64)
+    prior, first = columns.prior(2.0)
+    none = net.no_counts()
+    for at in (*first.tolist(), int(first[1]) + 1, int(first[1]) + 3, int(first[2]) + 1, int(first[3]) + 1):
+        law = Law(alpha, prior.clone())
+        law.prior[at] = bad
+        if at == first[1] and math.isfinite(bad):
+            continue  # a mean
+        for make in (lambda law=law: net.draw(none, law, 1, 0), lambda law=law: net.predict(none, law)):
+            with pytest.raises(ValueError, match="prior must be positive and finite"):
+                make()
+    for counts, message in zip(none, ("weight_counts must not be negative", "leaf_counts must be"), strict=True):
+        for at in range(len(counts)):
+            if message.startswith("leaf") and at >= 4 and (at - 4) % 4 > 0:
+                continue  # sums, which may be negative
+            counts[at] = -1
+            with pytest.raises(ValueError, match=message):
+                net.draw(none, Law(alpha, prior), 1, 0)
+            counts[at] = 0

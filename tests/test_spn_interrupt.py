@@ -91,6 +91,27 @@ def test_a_warm_start_that_was_stopped_has_learned():
     assert model.sample(3).shape == (3, 32)
 
 
+def test_a_chain_that_was_stopped_before_it_swept_begins_again(monkeypatch, tmp_path):
+    steps, best, X = [], Update.best, table(300, 6)
+
+    def stopping(*args):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return best(*args)
+
+    settings = {"hidden": 3, "warm": 4, "sweeps": 5, "seed": 1}
+    whole = BayesSPN(**settings).fit(X).log_prob(X)
+    monkeypatch.setattr(Update, "best", stopping)
+    with pytest.warns(UserWarning, match="before the first sweep"):
+        model = BayesSPN(**settings).fit(X)
+    model.save(tmp_path / "model.pt")
+    loaded = BayesSPN.load(tmp_path / "model.pt")
+    assert torch.equal(loaded.log_prob(X), model.log_prob(X))
+    assert torch.equal(model.resume(X, 5).log_prob(X), whole)
+    assert torch.equal(loaded.resume(X, 5).log_prob(X), whole)
+
+
 def test_an_interruption_that_python_drops_ends_a_warm_start_after_its_step(monkeypatch):
     class Dropped:
         def __del__(self):

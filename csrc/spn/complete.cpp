@@ -1,4 +1,5 @@
 // What is missing of rows: drawn given what is there, or the most probable. Reference: pyfast/reference/spn.py.
+#include <atomic>
 #include <optional>
 
 #include "spn/choose.h"
@@ -230,6 +231,7 @@ void complete(const std::vector<Strided>& graph, const Strided& X, const Strided
         if (!maximise) odds.emplace(g, w, l);
         constexpr int64_t B = Nodes<F>::B;
         const int64_t blocks = (rows + B - 1) / B;
+        std::atomic<int64_t> never = rows;  // a row of probability 0
 #pragma omp parallel if (parallel(rows * g.nodes) && blocks > 1)
         {
             Completion<F> mine(g, l, odds ? &*odds : nullptr, {seed, what, what_values});
@@ -243,11 +245,17 @@ void complete(const std::vector<Strided>& graph, const Strided& X, const Strided
                 for (int64_t n = first; n < last; ++n) {
                     // of the row, not of the block, or its values would depend on its neighbours
                     const bool alone = !maximise && !given[n];
+                    if (given[n] && !(nodes->log_value(*scratch, int(n - first)) > -INFINITY)) {
+                        never = n;
+                        continue;
+                    }
                     mine.fill(x + n * g.variables, uint64_t(first_row + n) << 28, alone ? nullptr : &*nodes,
                               alone ? nullptr : &*scratch, int(n - first));
                 }
             }
         }
+        if (never < rows)
+            throw py::value_error("X must have rows of a probability above 0, got 0 in row " + std::to_string(never));
     });
 }
 

@@ -44,7 +44,34 @@ struct State {
             if (g.kind[i] != leaf) continue;
             const int64_t from = this->leaf_prior[g.leaf_of[i]], size = g.width[g.variable[i]];
             if (from < 0 || from + size > prior.shape[0]) throw py::index_error("leaf_prior must lie within prior");
+            check_leaf(g, g.leaf_of[i], g.variable[i]);
         }
+        for (int64_t j = 0; j < g.weights; ++j)
+            if (this->weight_counts[j] < 0) throw py::value_error("weight_counts must not be negative");
+    }
+
+  private:
+    // A Gamma draw of a shape that is none would never end.
+    void check_leaf(const Graph& g, int64_t leaf, int64_t v) const {
+        const double* law = prior + leaf_prior[leaf];
+        const int64_t* seen = leaf_counts + g.leaf_first[leaf];
+        const auto good = [](double x) { return x > 0 && std::isfinite(x); };
+        bool priors = true, counts = true;
+        if (g.family[v] == table) {
+            for (int64_t c = 0; c < g.width[v]; ++c) priors &= good(law[c]), counts &= seen[c] >= 0;
+        } else if (g.family[v] == own) {
+            counts = seen[0] >= 0;
+        } else if (g.family[v] == gaussian) {
+            const Normal p(law, Moments(seen, g.quantum[v]));
+            priors = std::isfinite(law[0]) && good(law[1]) && good(law[2]) && good(law[3]);
+            counts = seen[0] >= 0 && std::isfinite(p.m) && good(p.b);
+        } else {
+            const Rate p(g.family[v], law, Moments(seen, g.quantum[v]));
+            priors = good(law[0]) && good(law[1]);
+            counts = seen[0] >= 0 && good(p.a) && good(p.b);
+        }
+        if (!priors) throw py::value_error("prior must be positive and finite at every leaf");
+        if (!counts) throw py::value_error("leaf_counts must be the statistics of values");
     }
 };
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,9 @@ from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import Counts, Law, Network
 from pyfast.spn._planner import structure_for, sweeps_for, warm_for
 from pyfast.spn._posterior import Posterior
+from pyfast.spn._random import check_count, check_seed
 from pyfast.spn._resident import Resident, check_gpu, gpu_of
-from pyfast.spn._rows import unique_rows
+from pyfast.spn._rows import mean, unique_rows
 from pyfast.spn._structure import Structure
 
 _SAME = ("X", "the estimator's arguments")  # on all ranks
@@ -262,10 +264,11 @@ class BayesSPN:
             raise ValueError("X must be the table that was fitted, got another")
         if not isinstance(sweeps, int) or sweeps < 1:
             raise ValueError(f"sweeps must be an integer of at least 1, got {sweeps!r}")
-        plan = self._plan(self.structure_, group)
+        rows = unique_rows(encoded)
+        warm = warm_for(self.structure_, self.chains * len(rows.rows)) if self.warm is None else self.warm
+        plan = self._plan(self.structure_, group, warm)  # as fit does: a chain may have been stopped before it swept
         check_gpu(gpu_of(X), plan.kernel, plan.collapsed, self.columns_, group)
         if not self._chains:
-            rows = unique_rows(encoded)
             for c, state in enumerate(self._chain_states):
                 hyper = Hyper(self._network, self.columns_, self.mass, self.kappa)
                 self._chains.append(Chain(self._network, self.columns_, rows, plan, hyper, self.seed, c))
@@ -383,7 +386,7 @@ class BayesSPN:
 
     def score(self, X: Any, y: None = None) -> float:
         """Mean of :meth:`log_prob`, in nats a row."""
-        return float(self.log_prob(X).mean())
+        return mean(self.log_prob(X))
 
     def sample(self, n: int | None = None, evidence: Any = None, seed: int | None = None) -> Any:
         """Draws from the posterior predictive, given what is known of each row.
@@ -397,13 +400,17 @@ class BayesSPN:
             (n or N, D), a table of the form that was fitted.
 
         Raises:
-            ValueError: if not exactly one of ``n`` and ``evidence`` is given, or a value does not suit its column.
+            TypeError: if ``n`` or ``seed`` is not an int.
+            ValueError: if not exactly one of ``n`` and ``evidence`` is given, an argument is out of range, a value does
+                not suit its column, or a row is impossible.
         """
         if (n is None) == (evidence is None):
             raise ValueError(f"n or evidence must be given, not both, got n={n}")
         seed = self.seed if seed is None else seed
+        check_seed(seed)
         if evidence is None:
             assert n is not None
+            check_count("n", n, 0)
             rows = torch.full((n, self._fitted().n_features_in_), math.nan)
         else:
             rows = self._encode(evidence)
@@ -419,7 +426,7 @@ class BayesSPN:
             (N, D), a table of the form that was fitted; what was there stays.
 
         Raises:
-            ValueError: if a value does not suit its column.
+            ValueError: if a value does not suit its column, or a row is impossible.
         """
         rows = self._encode(X)
         return self.columns_.decode(self._answers().mpe(rows))
@@ -440,7 +447,7 @@ class BayesSPN:
             params["columns"] = "given"
         torch.save(
             {
-                "params": json.dumps(params),
+                "params": json.dumps(params, default=lambda number: number.item()),  # of numpy's
                 "structure": self.structure_.state_dict(),
                 "columns": self.columns_.state_dict(),
                 "chains": [c.state_dict() for c in self._chains] or self._chain_states,
@@ -490,8 +497,9 @@ class BayesSPN:
             index: of the state in ``states_``.
 
         Returns:
-            (num_weights,) weights and the leaves' numbers, float32: of tables, log probabilities of their categories;
-            of a Gaussian, Poisson or exponential leaf, the four of its Student, negative binomial or Lomax density.
+            (num_weights,) weights and the leaves' numbers, float32, where a column is Poisson float64: of tables, log
+            probabilities of their categories; of a Gaussian, Poisson or exponential leaf, the four of its Student,
+            negative binomial or Lomax density.
 
         Raises:
             IndexError: if there is no such state.
@@ -562,18 +570,18 @@ class BayesSPN:
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
         for name, least in (("chains", 1), ("states", 1), ("lookahead", 0), ("candidates", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         for name, least in (("hidden", 1), ("sweeps", 1), ("warm", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, int | np.integer) or value < least):
                 raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
         if not 0 <= self.burn < 1 or (self.burn == 0 and self.hyper == "eb"):
             raise ValueError(f"burn must be in [0, 1), above 0 for hyper='eb', got {self.burn}")
         for name in ("mass", "kappa"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
 
     def _plan(self, structure: Structure, group: Any = None, warm: int = 0) -> Plan:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import START, Network, Parameters, purpose
 from pyfast.spn._parameters import opened, start
 from pyfast.spn._planner import structure_for
-from pyfast.spn._rows import UniqueRows, unique_rows
+from pyfast.spn._rows import UniqueRows, mean, unique_rows
 from pyfast.spn._spn import SPN
 from pyfast.spn._start import clustered
 from pyfast.spn._structure import Structure
@@ -140,7 +141,7 @@ class EM:
         network = Network(structure, columns)
         update = Update(network, columns, self.smoothing)
         times = rows.multiplicity.double()
-        base = columns.log_base(rows.rows) @ times / times.sum()
+        base = columns.log_base(rows.rows)
         now = best = self._start(network, columns, rows)
         self.trace_: list[float] = []
         self.trace_val_: list[float] = []
@@ -148,10 +149,10 @@ class EM:
         try:
             with _ranks.stopping_together(None) as stop:
                 for i in range(self.iterations + 1):
-                    self.trace_.append(float(network.log_prob(rows.rows, now) @ times / times.sum() + base))
+                    self.trace_.append(mean(network.log_prob(rows.rows, now) + base, times))
                     found = self.trace_[-1]
                     if validation is not None:
-                        found = float((network.log_prob(validation, now) + columns.log_base(validation)).mean())
+                        found = mean(network.log_prob(validation, now) + columns.log_base(validation))
                         self.trace_val_.append(found)
                     if validation is None or found > max(self.trace_val_[:-1], default=-math.inf):
                         best = now
@@ -173,16 +174,16 @@ class EM:
     def _check(self) -> None:
         if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
-        if self.hidden is not None and (not isinstance(self.hidden, int) or self.hidden < 1):
+        if self.hidden is not None and (not isinstance(self.hidden, int | np.integer) or self.hidden < 1):
             raise ValueError(f"hidden must be None or an integer of at least 1, got {self.hidden!r}")
         for name, least in (("iterations", 1), ("patience", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         for name in ("smoothing", "tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
@@ -218,7 +219,7 @@ class EM:
 
     def score(self, X: Any, y: None = None) -> float:
         """Mean of :meth:`log_prob`, in nats a row."""
-        return float(self.log_prob(X).mean())
+        return mean(self.log_prob(X))
 
     def sample(self, n: int | None = None, evidence: Any = None, seed: int | None = None) -> Any:
         """Draws of rows, given what is known of each; see :meth:`SPN.sample`."""

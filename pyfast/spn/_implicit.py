@@ -12,6 +12,7 @@ from pyfast.spn._columns import Columns
 from pyfast.spn._fit import OWN, Kind
 from pyfast.spn._network import CHOICES, ORDER, SAMPLE_CHOICES, SAMPLE_STATE, SAMPLE_VALUES, purpose
 from pyfast.spn._random import check_count, check_seed
+from pyfast.spn._rows import mean
 
 
 class ImplicitTree:
@@ -114,13 +115,14 @@ class ImplicitTree:
             raise ValueError(f"X must have at least one row and one column, got shape {tuple(rows.shape)}")
         prior, _ = columns.prior(self.kappa)
         tables = [columns.family, columns.width, columns.quantum, prior]
-        width = _C.spn.implicit_choices(rows.shape[1], self.product_children)
+        parts = max(2, min(self.product_children, rows.shape[1]))  # more would be one for each column, too
+        width = _C.spn.implicit_choices(rows.shape[1], parts)
         choices, kept, joint = torch.full((len(rows), width), -1, dtype=torch.int64), [], []
         words = torch.empty(len(rows), 4, dtype=torch.int64)
         _C.random.bits(self.seed, purpose(ORDER), torch.arange(len(rows)), words)
         first, used = words[:, 0].argsort(stable=True), 0
         step = max(1, math.ceil(self.sweeps * (1 - self.burn) / self.states))
-        tree = self.sum_children, self.product_children, self.seed, self.mass
+        tree = self.sum_children, parts, self.seed, self.mass
         try:
             for sweep in range(self.sweeps):
                 order = first if sweep == 0 else torch.arange(len(rows))
@@ -185,7 +187,7 @@ class ImplicitTree:
         Raises:
             ValueError: if a value does not suit its column, or there was no fit.
         """
-        return float(self.log_prob(X).mean())
+        return mean(self.log_prob(X))
 
     def sample(self, n: int = 1, evidence: Any = None, seed: int = 0) -> Any:
         """Rows from the posterior predictive, or what is missing in ``evidence`` drawn given the rest of its row.

@@ -1,6 +1,6 @@
 """A structure over columns, as the kernels take it: likelihoods, Gibbs steps and draws for given parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,10 +8,11 @@ from torch import Tensor
 from pyfast import _C
 from pyfast.spn import _operators, _validity
 from pyfast.spn._columns import Columns
-from pyfast.spn._fit import OWN
+from pyfast.spn._fit import OWN, POISSON
 from pyfast.spn._structure import Structure
 from pyfast.spn._validity import SUM
 
+_MANY = 1000  # counts of which float32 makes errors of 1e-4 nats
 _SLICE = 1 << 31  # rows times edges in one call of a kernel, so that Ctrl-C need not wait long
 
 # What random numbers are for, and of which chain and sweep.
@@ -66,6 +67,11 @@ class Network:
         integrated = torch.where((columns.family > 0) & ~own, columns.family + 3, columns.family).to(torch.uint8)
         self._predictive = [*self.graph[:5], integrated, *self.graph[6:]]
         self._dense = len(s.program) > 0
+        # What the densities of counts are made of grows with them (a negative binomial's with those of all rows).
+        counts = columns.family == POISSON
+        most = columns.summary[(columns.width.cumsum(0) - columns.width)[counts] + 3]
+        self._dtype = torch.float64 if (most > _MANY).any() else torch.float32
+        self._predictive_dtype = torch.float64 if counts.any() else torch.float32
         self._edges = len(s.child) + s.num_leaves
         self.leaf_variable = s.variable[s.kind == 0].long()
         children = s.first.diff()
@@ -75,6 +81,9 @@ class Network:
         _, self.layer = heights[self.sums].unique(return_inverse=True)  # of each sum
         self.num_layers = int(self.layer.max()) + 1 if len(self.layer) else 0
         self.weight_sum = torch.repeat_interleave(torch.arange(len(self.sums)), self.num_children)  # of each weight
+
+    def __reduce__(self) -> Any:
+        return Network, (self.structure, self.columns)  # addresses of functions are those of this process
 
     def law(self, mass: Tensor, prior: Tensor) -> Law:
         """Mass (layers,) per sum, shared by its children in equal parts."""
@@ -86,15 +95,17 @@ class Network:
         sizes = self.structure.num_weights, int(self.leaf_first[-1])
         return Counts(*(torch.zeros(n, dtype=torch.int64) for n in sizes))
 
-    def draw(self, counts: Counts, law: Law, seed: int, what: int, dtype: torch.dtype = torch.float32) -> Parameters:
+    def draw(self, counts: Counts, law: Law, seed: int, what: int, dtype: torch.dtype | None = None) -> Parameters:
         """Weights and leaves from their posterior given the statistics."""
+        dtype = dtype or self._dtype
         weights = torch.empty(self.structure.num_weights, dtype=dtype)
         leaves = torch.empty(int(self.leaf_first[-1]), dtype=dtype)
         _C.spn.draw(self.graph, *counts, *law, self.leaf_prior, seed, what, weights, leaves)
         return Parameters(weights, leaves)
 
-    def predict(self, counts: Counts, law: Law, dtype: torch.dtype = torch.float32) -> Parameters:
+    def predict(self, counts: Counts, law: Law, dtype: torch.dtype | None = None) -> Parameters:
         """The network whose likelihood of a new row is the posterior mean of that likelihood."""
+        dtype = dtype or self._predictive_dtype
         weights = torch.empty(self.structure.num_weights, dtype=dtype)
         leaves = torch.empty(int(self.leaf_first[-1]), dtype=dtype)
         _C.spn.predict(self.graph, *counts, *law, self.leaf_prior, weights, leaves)

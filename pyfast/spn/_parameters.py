@@ -42,17 +42,20 @@ class Free:
         self.num_leaves = len(family)
 
     def parameters(self, log_weights: Tensor, free: Tensor) -> Parameters:
-        """What the kernels take, differentiable."""
+        """What the kernels take, differentiable.
+
+        By index_select, whose derivative adds in order, where that of x[i] adds as threads come.
+        """
         weights = _log_normalised(log_weights, self.weight_sum, self.num_sums).exp()
-        tables = _log_normalised(free[self.table_free], self.table_leaf, self.num_leaves)
+        tables = _log_normalised(free.index_select(0, self.table_free), self.table_leaf, self.num_leaves)
         leaves = free.new_zeros(self.num_leaf_parameters).index_copy(0, self.table, tables)
         at, to = self.free[GAUSSIAN], self.leaf[GAUSSIAN]
-        log_deviation = free[at + 1]
+        log_deviation = free.index_select(0, at + 1)
         leaves = leaves.index_copy(0, to, -log_deviation - 0.5 * _LOG_TWO_PI)
         leaves = leaves.index_copy(0, to + 2, -0.5 * (-2 * log_deviation).exp())
-        leaves = leaves.index_copy(0, to + 3, free[at])
+        leaves = leaves.index_copy(0, to + 3, free.index_select(0, at))
         for family, rate, log_rate in ((POISSON, 0, 1), (EXPONENTIAL, 1, 0)):
-            log, to = free[self.free[family]], self.leaf[family]
+            log, to = free.index_select(0, self.free[family]), self.leaf[family]
             leaves = leaves.index_copy(0, to + rate, -log.exp()).index_copy(0, to + log_rate, log)
         return Parameters(weights, leaves)
 
@@ -73,7 +76,7 @@ def _log_normalised(x: Tensor, group: Tensor, groups: int) -> Tensor:
     most = x.detach().new_full((groups,), -math.inf).scatter_reduce(0, group, x.detach(), "amax")
     moved = x - most[group]
     total = x.new_zeros(groups).index_add(0, group, moved.exp())
-    return moved - total.log()[group]
+    return moved - total.log().index_select(0, group)
 
 
 def start(network: Network, columns: Columns, seed: int, dtype: torch.dtype = torch.float32) -> Parameters:

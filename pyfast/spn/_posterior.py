@@ -53,6 +53,7 @@ class Posterior:
     def sample(self, rows: Tensor, seed: int) -> Tensor:
         """What is missing is drawn, from a state that is drawn in proportion to what it says of the rest of the row."""
         known = torch.stack([self._network.log_prob(rows, p) for p in self._predictives()], 1)
+        _check_possible(known)
         gumbel = -(-uniforms(seed, purpose(SAMPLE_STATE), known.numel(), 1).view(known.shape).log()).log()
         state = (known + gumbel).argmax(1)
         return self._complete(rows, state, list(self._predictives()), seed, best=False)
@@ -60,8 +61,9 @@ class Posterior:
     def mpe(self, rows: Tensor) -> Tensor:
         """What is missing is the most probable, in the state that says most of the rest of the row."""
         predictives = list(self._predictives())
-        state = torch.stack([self._network.log_prob(rows, p) for p in predictives], 1).argmax(1)
-        return self._complete(rows, state, predictives, 0, best=True)
+        known = torch.stack([self._network.log_prob(rows, p) for p in predictives], 1)
+        _check_possible(known)
+        return self._complete(rows, known.argmax(1), predictives, 0, best=True)
 
     def _complete(self, rows: Tensor, state: Tensor, predictives: list[Parameters], seed: int, best: bool) -> Tensor:
         out = rows.clone()
@@ -71,3 +73,10 @@ class Posterior:
                 done = self._network.complete(rows[here], parameters, seed, 0 if best else i, 0, best)
                 out[here] = done.float()
         return out
+
+
+def _check_possible(known: Tensor) -> None:
+    """(N, states) log probabilities of rows."""
+    never = torch.nonzero((known == -math.inf).all(1)).flatten()
+    if len(never):
+        raise ValueError(f"X must have rows of a probability above 0, got 0 in row {int(never[0])}")

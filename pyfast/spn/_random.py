@@ -11,13 +11,13 @@ _STREAM = 0x53 << 56  # Philox's "what": splits of scopes
 
 def keys(seed: int, start: int, count: int) -> Integers:
     """(count,) random 63-bit keys, those of the indices start, start + 1, ..."""
-    words = bits(seed, _STREAM, torch.arange(start, start + count))
+    words = bits(int(seed), _STREAM, torch.arange(start, start + count))
     return (words[:, 0] << 31 | words[:, 1] >> 1).numpy()
 
 
 def check_seed(seed: int) -> None:
     """A seed has 64 bits."""
-    if type(seed) is not int:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")

@@ -22,6 +22,15 @@ class UniqueRows(NamedTuple):
     inverse: Tensor
 
 
+def mean(x: Tensor, times: Tensor | None = None) -> float:
+    """Of the numbers of all rows, each so many times: summed in one order, where torch lets threads share."""
+    if len(x) == 0:
+        raise ValueError("X must have at least one row, got none")
+    if times is None:
+        return float(x.numpy().mean())
+    return float((x * times).numpy().sum() / times.numpy().sum())
+
+
 def unique_rows(X: Tensor) -> UniqueRows:
     """Group equal rows; a missing value, NaN, equals a missing value, and -0 equals 0.
 

@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyfast.spn._columns import Columns
 from pyfast.spn._network import Network, Parameters
 from pyfast.spn._parameters import Free, start
+from pyfast.spn._random import check_count, check_seed
 from pyfast.spn._structure import Structure
 
 
@@ -62,7 +64,7 @@ class SPN(nn.Module):
         super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be in [0, 2^64), got {seed!r}")
         self.structure, self.columns, self.seed = structure, columns, seed
         self._network = Network(structure, columns)
@@ -125,7 +127,7 @@ class SPN(nn.Module):
             given: (N, D) table; NaN where nothing is known. Where both have a value, they must be equal.
 
         Returns:
-            (N,), float64; minus infinity where they differ.
+            (N,), float64; minus infinity where they differ, NaN where ``given`` is impossible.
 
         Raises:
             ValueError: if the shapes differ or a value does not suit its column.
@@ -150,18 +152,21 @@ class SPN(nn.Module):
             (n or N, D), a table of the form that the columns were fitted to.
 
         Raises:
-            ValueError: if not exactly one of ``n`` and ``evidence`` is given, or a value does not suit its column.
+            TypeError: if ``n`` or ``seed`` is not an int.
+            ValueError: if not exactly one of ``n`` and ``evidence`` is given, an argument is out of range, a value does
+                not suit its column, or a row is impossible.
         """
         if (n is None) == (evidence is None):
             raise ValueError(f"n or evidence must be given, not both, got n={n}")
+        seed = self.seed if seed is None else seed
+        check_seed(seed)
         if evidence is None:
             assert n is not None
+            check_count("n", n, 0)
             rows = torch.full((n, len(self.columns)), math.nan)
         else:
             rows = self.encode(evidence)
-        drawn = self._network.complete(
-            rows, self.network_parameters(), self.seed if seed is None else seed, 0, 0, False
-        )
+        drawn = self._network.complete(rows, self.network_parameters(), seed, 0, 0, False)
         return self.columns.decode(drawn)
 
     @torch.no_grad()
@@ -175,7 +180,7 @@ class SPN(nn.Module):
             (N, D), a table of the form that the columns were fitted to; what was there stays.
 
         Raises:
-            ValueError: if a value does not suit its column.
+            ValueError: if a value does not suit its column, or a row is impossible.
         """
         return self.columns.decode(self._network.complete(self.encode(X), self.network_parameters(), 0, 0, 0, True))
 

@@ -37,10 +37,10 @@ class Table:
     def _read(self, x: Any) -> None:
         if isinstance(x, Tensor):
             self.form, self._dtype = "torch", str(x.dtype).removeprefix("torch.")
-            if x.is_complex() or x.is_sparse:
-                raise TypeError(f"X must be a dense table of real numbers, got {x.dtype}, {x.layout}")
+            if x.is_complex() or x.layout != torch.strided or x.is_meta:
+                raise TypeError(f"X must be a dense table of real numbers, got {x.dtype}, {x.layout} on {x.device}")
             x = x.detach().cpu()
-            x = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+            x = (x.float() if x.is_floating_point() and x.dtype != torch.float64 else x).numpy()
         elif isinstance(x, np.ma.MaskedArray):
             self._dtype = str(x.dtype)
             x = np.ma.filled(x.astype(np.float64), np.nan)

@@ -58,6 +58,7 @@ class Update:
 
     def expected(self, now: Parameters, rows: Tensor, times: Tensor) -> Expected:
         """Statistics of some rows, each so many times, given the posterior of their latent choices."""
+        rows = rows.to(now.weights.dtype)
         dweights, leaves = torch.zeros_like(now.weights).double(), torch.zeros_like(now.leaves).double()
         for part in self._network.slices(len(rows)):
             some = times[part], rows[part], now.weights, now.leaves

@@ -148,6 +148,8 @@ def sum_product(_):
         options, known = dict(options), {"stride": "i32:16", "chunk": "i32:16"}
         known |= dict.fromkeys(floats, float) | dict.fromkeys(short, "*i32") | dict.fromkeys(scalars, "i32")
         known |= dict.fromkeys(["quantum", "leaf_quantum", "alpha", "prior", "gammas"], "*fp64") | {"reached": "*i8"}
+        if kernel.__name__.endswith("_nodes"):
+            known["exponents"] = "*fp64"
         if "tasks" in kernel.arg_names or "edge_sum" in kernel.arg_names:
             known["weights"] = "i32"  # their number
         warps = {"num_warps": options.pop("num_warps", 4)}

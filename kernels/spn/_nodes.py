@@ -1,15 +1,17 @@
 """Any graph, node by node: a program is some nodes of one height and a block of rows.
 
 value (nodes, rows) = number * 2^exponent with an exponent of its own for every node and row, the number in [1, 2):
-nothing leaves the range of a float. Shares and flows: _flows.py.
+nothing leaves the range of a float. Exponents are doubles, as a row far from every leaf has a log likelihood far beyond
+2^31. Shares and flows: _flows.py.
 """
 
 import triton
 import triton.language as tl
 from pyfast.kernels.spn._leaves import _log_density, _observe
-from pyfast.kernels.spn._numbers import IMPOSSIBLE, LOG2E, _exp, _exponent, _power, _uniform
+from pyfast.kernels.spn._numbers import IMPOSSIBLE, _exponent, _power, _split, _uniform
 
 LEAF, PRODUCT, SUM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+NONE = tl.constexpr(-1e300)  # below all exponents
 
 
 @triton.jit
@@ -38,16 +40,16 @@ def _up_nodes(
     F: tl.constexpr = weights.dtype.element_ty
     i, node, there, n, mask = _tile(order, begin, end, rows, BM, BN)
     value = tl.full((BM, BN), 1, F)
-    e = tl.zeros((BM, BN), tl.int32)
+    e = tl.zeros((BM, BN), tl.float64)
     if KIND == LEAF:  # the i-th node is the i-th leaf
         at = tl.load(leaf_first + i, i < end, 0)[:, None]
         width = tl.load(leaf_first + i + 1, i < end, 0)[:, None] - at
         family = tl.load(leaf_family + i, i < end, 0)[:, None]
         seen = tl.load(x + tl.load(leaf_variable + i, i < end, 0)[:, None] * stride + n, mask, 0.0)
         log = _log_density(leaves, at, width, family, seen, mask, PREDICTIVE).to(tl.float64)
-        power = tl.where(log > IMPOSSIBLE, tl.floor(log * LOG2E), 0)  # NaN stays in the number
-        value = tl.where(log <= IMPOSSIBLE, 0, _exp(log, power, tl.float64)).to(F)
-        e = power.to(tl.int32)
+        power, rest = _split(log)
+        e = tl.where(log > IMPOSSIBLE, power, 0)
+        value = tl.where(log > IMPOSSIBLE, tl.exp(rest), tl.where(log <= IMPOSSIBLE, 0, log)).to(F)  # NaN stays
     else:
         at = tl.load(first + node, there, 0)
         count = tl.load(first + node + 1, there, 0) - at
@@ -62,7 +64,7 @@ def _up_nodes(
                 value *= _power(-up, F)
         else:
             weight = weights + tl.load(first_weight + node, there, 0)
-            top = tl.full((BM, BN), -(1 << 30), tl.int32)
+            top = tl.full((BM, BN), NONE, tl.float64)
             for c in range(most):
                 here = mask & (c < count)
                 place = tl.load(child + at + c, there & (c < count), 0) * stride + n
@@ -130,7 +132,8 @@ def _weight_slopes_nodes(
         e = tl.load(exponents + below + n, mask, 0) - tl.load(exponents + above + n, mask, 0)
         ratio = tl.load(values + below + n, mask, 0.0) / tl.where(value > 0, value, 1)
         # flow first: what it lacks, the power may have too much
-        slope = tl.load(flow + above + n, mask, 0.0) * ratio * _power(e // 2, F) * _power(e - e // 2, F)
+        half = tl.floor(e * 0.5)
+        slope = tl.load(flow + above + n, mask, 0.0) * ratio * _power(half, F) * _power(e - half, F)
         sum += tl.sum(tl.where(value > 0, slope, 0), 1)
     tl.store(partial + part * weights + w, sum, w < weights)
 
@@ -162,7 +165,7 @@ def _draw_nodes(
                     tl.store(reached + place, yes, mask & (c < count))
             else:
                 weight = tl.load(first_weight + node, there, 0)
-                top = tl.full((BM, BN), -(1 << 30), tl.int32)
+                top = tl.full((BM, BN), NONE, tl.float64)
                 index = (tl.load(numbers + n, n < rows, 0) << 28) | node
                 bound = tl.zeros((BM, BN), tl.float64)
                 chosen = tl.full((BM, BN), -1, tl.int64)

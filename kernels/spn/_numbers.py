@@ -6,6 +6,8 @@ import triton.language as tl
 IMPOSSIBLE = tl.constexpr(-1e30)  # stands for the logarithm of 0 where a product with 0 must be 0
 # A region whose largest number shrinks to less may have lost what matters, as numbers end at 2^-126 and 2^-1022.
 WEAK, WEAK_DOUBLE = tl.constexpr(2.0**-90), tl.constexpr(2.0**-980)
+LOWEST = tl.constexpr(-(1 << 28))  # exponent of a region: three of them still add up in 32 bits
+LN2_WHOLE = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 # log 2 in two parts, the first of few bits: its product with an exponent is exact
 LN2 = tl.constexpr(0.693359375)
@@ -33,9 +35,13 @@ def _power(e, F: tl.constexpr):
 
 
 @triton.jit
-def _exp(log, power, F: tl.constexpr):
-    """exp(log) * 2^-power, where power is a whole number of type F."""
-    return tl.exp((log - power * LN2) - power * LN2_REST).to(F)
+def _split(log):
+    """A logarithm above IMPOSSIBLE as a whole number n and what is left: exp(log) = 2^n exp(rest).
+
+    Far from 0 nothing but rounding is left, which must not become a number.
+    """
+    n = tl.floor(log * LOG2E)
+    return n, tl.minimum(tl.maximum((log - n * LN2) - n * LN2_REST, 0), LN2_WHOLE)
 
 
 @triton.jit

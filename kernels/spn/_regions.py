@@ -7,7 +7,7 @@ Rows that this is too narrow for are marked `weak`. Columns of the tables: _plan
 import triton
 import triton.language as tl
 from pyfast.kernels.spn._leaves import _log_density, _observe
-from pyfast.kernels.spn._numbers import IMPOSSIBLE, LOG2E, WEAK, WEAK_DOUBLE, _exp, _exponent, _power, _uniform
+from pyfast.kernels.spn._numbers import IMPOSSIBLE, LOWEST, WEAK, WEAK_DOUBLE, _exponent, _power, _split, _uniform
 
 REGION, ENTRY, TERM, PAIR = tl.constexpr(8), tl.constexpr(4), tl.constexpr(6), tl.constexpr(7)
 
@@ -27,9 +27,10 @@ def _rescale(value, e, weak):
     """Makes the largest number of each row one in [1, 2)."""
     most = tl.max(value, 0)
     up = _exponent(most)
+    e = tl.maximum(e + up, LOWEST)
     least: tl.constexpr = WEAK_DOUBLE if value.dtype == tl.float64 else WEAK
-    strong = (most >= tl.full((), least, value.dtype)).to(tl.int32)
-    return value * _power(-up, value.dtype)[None, :], e + up, weak | (1 - strong)
+    strong = ((most >= tl.full((), least, value.dtype)) & (e > LOWEST)).to(tl.int32)
+    return value * _power(-up, value.dtype)[None, :], e, weak | (1 - strong)
 
 
 @triton.jit
@@ -80,8 +81,10 @@ def _up(
         here = _log_density(leaves, first, width, tl.load(leaf + 3) + k[:, None] * 0, seen, mask, False)
         log += tl.where(here < IMPOSSIBLE, IMPOSSIBLE, here)
     most = tl.max(tl.where(mask, log, float("-inf")), 0)
-    power = tl.where(most > IMPOSSIBLE / 10, tl.floor(most * LOG2E), 0)
-    value = tl.where(mask, _exp(log, power[None, :], F), 0)
+    power, rest = _split(most)
+    possible = most > IMPOSSIBLE / 10
+    power, rest = tl.where(possible, tl.maximum(power, LOWEST), 0), tl.where(possible, rest, most)
+    value = tl.where(mask, tl.exp((log - most[None, :]) + rest[None, :]).to(F), 0)
     value, e, flag = _rescale(value, power.to(tl.int32), tl.zeros((BN,), tl.int32))
 
     for t in range(tl.load(region + 4), tl.load(region + 5)):

@@ -63,7 +63,7 @@ def slab(p, x, weights, leaves, dense, keep=False, old=None):
     both = (None, None) if old is None else (old.values, old.exponents)
     up = up._replace(
         values=up.new(d.values if dense else p.num_nodes, None, both[0]),
-        exponents=up.new(len(d.regions) if dense else p.num_nodes, torch.int32, both[1]),
+        exponents=up.new(*((len(d.regions), torch.int32) if dense else (p.num_nodes, torch.float64)), both[1]),
     )
     if not dense:
         return up

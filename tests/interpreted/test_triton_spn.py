@@ -257,6 +257,25 @@ def test_rows_beyond_the_range_of_a_float(name, dtype, strength, device):
     assert (got - truth).abs().max() <= len(x) * rounding
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["rat", "tree"])
+def test_values_far_from_every_leaf(name, dtype):
+    """Log densities down to -1e25: far below what a power of two with an exponent of 32 bits can stand for."""
+    net, x, p = problem(name, MIXED, rows=40, dtype=dtype)
+    x[:, 2] = (10.0 ** torch.arange(1, 12.9, 0.3)).to(dtype) * torch.tensor([1, -1]).repeat(20)
+    truth, eps = plain(net, x.double(), *wide(p)[:2]), torch.finfo(dtype).eps
+    assert truth.min() < -1e20
+    torch.testing.assert_close(log_prob(net, x, p), truth, rtol=32 * eps, atol=32 * eps)
+    near = truth > -1e10  # farther down, the logarithms of the CPU's rows no longer tell trees apart either
+    grad = torch.ones(int(near.sum()), dtype=torch.float64)
+    q = wide(p)
+    q.weights.requires_grad_(), q.leaves.requires_grad_()
+    wanted = torch.autograd.grad(net.log_prob(x[near].double(), q).sum(), [q.weights, q.leaves])
+    for got, want in zip(slopes(net, grad, x[near], p), wanted, strict=True):
+        rounding = 200 * eps + 1e11 * torch.finfo(torch.float64).eps
+        torch.testing.assert_close(got.double(), want, rtol=rounding, atol=rounding * want.abs().max().item())
+
+
 @pytest.mark.parametrize("name", ["rat", "tree"])
 def test_impossible_rows(name):
     """Log likelihood -inf; nothing is drawn below them, nothing flows."""

@@ -173,7 +173,7 @@ def sum_product(_):
         add("_leaf_slopes", []).append(variant(spn._leaf_slopes, float, blocks.LEAVES))
         for kind in range(3):
             add("_up_nodes", []).append(variant(nodes._up_nodes, float, blocks.NODES, KIND=kind, PREDICTIVE=False))
-            add("_draw_nodes", []).append(variant(nodes._draw_nodes, float, blocks.NODES, KIND=kind))
+            add("_draw_nodes", []).append(variant(nodes._draw_nodes, float, blocks.NODE_DRAWS, KIND=kind))
         add("_up_nodes", []).append(variant(nodes._up_nodes, float, blocks.leaf_blocks(True), KIND=0, PREDICTIVE=True))
         add("_flow_nodes", []).append(variant(spn._flow_nodes, float, blocks.NODES))
         add("_weight_slopes_nodes", []).append(variant(spn._weight_slopes_nodes, float, blocks.NODES))

@@ -3,6 +3,7 @@
 import triton
 
 NODES = {"BM": 16, "BN": 64, "num_warps": 4}
+NODE_DRAWS = {"BM": 8, "BN": 64, "num_warps": 4}
 DRAWS = {"BJ": 16, "BN": 64, "num_warps": 4}
 LEAVES = {"BL": 16, "BN": 64, "num_warps": 4}
 GAMMAS = {"BN": 128, "num_warps": 4}

@@ -6,7 +6,8 @@ import triton.language as tl
 IMPOSSIBLE = tl.constexpr(-1e30)  # stands for the logarithm of 0 where a product with 0 must be 0
 # A region whose largest number shrinks to less may have lost what matters, as numbers end at 2^-126 and 2^-1022.
 WEAK, WEAK_DOUBLE = tl.constexpr(2.0**-90), tl.constexpr(2.0**-980)
-LOWEST = tl.constexpr(-(1 << 28))  # exponent of a region: three of them still add up in 32 bits
+# Exponents of a region: the lowest, three of which still add up in 32 bits; below the other, rows are too far away.
+LOWEST, FAR = tl.constexpr(-(1 << 28)), tl.constexpr(-(1 << 27))
 LN2_WHOLE = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 # log 2 in two parts, the first of few bits: its product with an exponent is exact

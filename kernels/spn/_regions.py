@@ -7,7 +7,7 @@ Rows that this is too narrow for are marked `weak`. Columns of the tables: _plan
 import triton
 import triton.language as tl
 from pyfast.kernels.spn._leaves import _log_density, _observe
-from pyfast.kernels.spn._numbers import IMPOSSIBLE, LOWEST, WEAK, WEAK_DOUBLE, _exponent, _power, _split, _uniform
+from pyfast.kernels.spn._numbers import FAR, IMPOSSIBLE, LOWEST, WEAK, WEAK_DOUBLE, _exponent, _power, _split, _uniform
 
 REGION, ENTRY, TERM, PAIR = tl.constexpr(8), tl.constexpr(4), tl.constexpr(6), tl.constexpr(7)
 
@@ -29,7 +29,7 @@ def _rescale(value, e, weak):
     up = _exponent(most)
     e = tl.maximum(e + up, LOWEST)
     least: tl.constexpr = WEAK_DOUBLE if value.dtype == tl.float64 else WEAK
-    strong = ((most >= tl.full((), least, value.dtype)) & (e > LOWEST)).to(tl.int32)
+    strong = (most >= tl.full((), least, value.dtype)).to(tl.int32)
     return value * _power(-up, value.dtype)[None, :], e, weak | (1 - strong)
 
 
@@ -112,7 +112,7 @@ def _up(
 
     tl.store(values + (tl.load(region) + k)[:, None] * stride + n[None, :], value, mask)
     tl.store(exponents + number * stride + n, e, inside)
-    tl.store(weak + n, flag, inside & (flag > 0))
+    tl.store(weak + n, tl.full(n.shape, 1, tl.int32), inside & ((flag > 0) | (e < FAR)))
 
 
 @triton.jit(do_not_specialize=["begin", "rows"])

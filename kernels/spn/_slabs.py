@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from pyfast.kernels.spn._blocks import DRAWS, NODES, blocks, leaf_blocks
+from pyfast.kernels.spn._blocks import DRAWS, NODE_DRAWS, NODES, blocks, leaf_blocks
 from pyfast.kernels.spn._nodes import _draw_nodes, _up_nodes
 from pyfast.kernels.spn._plan import EXPONENTIAL
 from pyfast.kernels.spn._regions import _draw, _up
@@ -113,10 +113,10 @@ def choose(p, up, drawn, numbers, weight_counts, leaf_counts, words, below):
     below.zero_()
     below[-1, : up.rows] = drawn
     for group in reversed(g.groups):
-        _draw_nodes[grid(up, group)](
+        _draw_nodes[grid(up, group, NODE_DRAWS)](
             up.x, numbers, up.weights, g.order, g.first, g.child, g.first_weight, p.leaf_variable, p.leaf_first,
             p.leaf_family, p.leaf_quantum, up.values, up.exponents, below, weight_counts, leaf_counts, words,
-            group.first, group.end, up.rows, up.stride, KIND=group.kind, **NODES,
+            group.first, group.end, up.rows, up.stride, KIND=group.kind, **NODE_DRAWS,
         )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def slabs(p, rows, variables, size, dense, keep=False):
     if dense:
         each = (p.dense.values + keep * (p.dense.values + p.dense.sums) + variables) * size + len(p.dense.regions) * 8
     else:
-        each = p.num_nodes * (3 * size + 4)
+        each = p.num_nodes * (3 * size + 8)
     step = max(CHUNK, min(ROOM // each, ROWS) // CHUNK * CHUNK)
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 

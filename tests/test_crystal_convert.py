@@ -323,3 +323,12 @@ def test_in_workers_of_a_loader(how, tmp_path):
         [sys.executable, "-P", str(tmp_path / "loader.py"), how], capture_output=True, text=True, timeout=300
     )
     assert run.stdout.strip() == "same", run.stderr
+
+
+def test_what_is_printed_is_short():
+    crystals = convert.from_ase(bulk("Cu"))
+    graph = crystal.radius_graph(crystals.positions, crystals.cell, 3.0, natoms=crystals.natoms)
+    assert repr(crystals) == "Crystals(1 structures, 1 atoms, torch.float64)"
+    assert repr(graph) == "PeriodicGraph(1 structures, 1 atoms, 12 edges)"
+    with pytest.raises(ValueError, match=r"cell must have shape \(3, 3\), rows its vectors, got \(1, 3, 3\); radius"):
+        crystal.neighbors(crystals.positions, crystals.cell, 3.0)

@@ -274,6 +274,18 @@ def test_table_is_exact_where_no_table_will_do():
     torch.testing.assert_close(conv(x, table, graph, weight=torch.full((100,), 2.0)), 2 * want)
     assert RadialTable(lambda r: (1 / r)[:, None], 3.0).exact  # not finite at 0
     assert not RadialTable(lambda r: (1 / r)[:, None], 3.0, minimum=0.5).exact
+    far = graph._replace(distance=graph.distance + 3)
+    for call in (lambda: conv(x, table, far), lambda: table(far.distance.float())):
+        with pytest.raises(ValueError, match=r"distance\[0\] must be in \[0, 3\]"):
+            call()
+    assert torch.func.vmap(table)(torch.ones(2, 5)).shape == (2, 5, 1)
+
+
+def test_a_table_of_another_width_is_refused():
+    graph, x, _, _, _ = example(13, 100, 4, torch.float32)
+    table = RadialTable(lambda r: torch.stack([r, r * r], 1), 10.0)
+    with pytest.raises(ValueError, match="filter must return as many columns as x has, 4, got 2"):
+        conv(x, table, graph)
 
 
 @pytest.mark.parametrize("most", [256, 2])

@@ -92,3 +92,28 @@ def test_sparse_tables_are_refused(kind):
 
     with pytest.raises(TypeError, match=r"X must be an array, .*, got a sparse csr_array"):
         small(kind).fit(csr_array(np.eye(3)))
+
+
+@pytest.mark.parametrize("kind", [BayesSPN, EM])
+@pytest.mark.parametrize("form", ["numpy", "float32", "pandas"])
+def test_known_values_come_back_to_the_bit(kind, form):
+    X = 1e3 * numbers(40) + 0.1
+    X[:, 2] = np.arange(40) % 3 / 10
+    evidence = X.copy()
+    evidence[::2, 0] = evidence[1::3, 1] = np.nan
+    table, known = (t.astype(np.float32) if form == "float32" else t for t in (X, evidence))
+    if form == "pandas":
+        table, known = (pd.DataFrame(t, columns=["a", "b", "c"]) for t in (X, evidence))
+    model = small(kind).fit(table)
+    for filled in (model.sample(evidence=known), model.mpe(known)):
+        assert type(filled) is type(known)
+        there = ~np.isnan(evidence)
+        np.testing.assert_array_equal(np.asarray(filled)[there], np.asarray(known)[there])
+        assert not np.isnan(np.asarray(filled)).any()
+
+
+def test_what_is_printed_is_short():
+    model = small(BayesSPN).fit(pd.DataFrame({"x": numbers()[:, 0], "n": np.arange(60) % 4}))
+    assert model.columns_.kinds == {"x": "gaussian", "n": "categorical"}
+    assert repr(model.diagnostics()).startswith("Diagnostics(r_hat=")
+    assert len(repr(model.diagnostics())) < 150

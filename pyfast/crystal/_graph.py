@@ -57,6 +57,10 @@ class PeriodicGraph(NamedTuple):
     status: Tensor
     vector: Tensor | None = None
 
+    def __repr__(self) -> str:
+        atoms, edges = len(self.ptr) - 1, self.edge_index.shape[-1]
+        return f"PeriodicGraph({len(self.edge_ptr) - 1:,} structures, {atoms:,} atoms, {edges:,} edges)"
+
     @property
     def source(self) -> Tensor:
         """(E,) the atom that an edge comes from, j."""

@@ -62,7 +62,9 @@ def neighbors(
     12
     """
     if isinstance(cell, Tensor) and cell.shape != (3, 3):
-        raise ValueError(f"cell must have shape (3, 3), rows its vectors, got {tuple(cell.shape)}")
+        raise ValueError(
+            f"cell must have shape (3, 3), rows its vectors, got {tuple(cell.shape)}; radius_graph takes batches"
+        )
     return radius_graph(
         positions,
         cell,

@@ -27,6 +27,9 @@ class Crystals(NamedTuple):
     numbers: Tensor
     pbc: Tensor
 
+    def __repr__(self) -> str:
+        return f"Crystals({len(self.natoms):,} structures, {len(self.positions):,} atoms, {self.positions.dtype})"
+
 
 def from_ase(atoms: Any, dtype: torch.dtype = torch.float64) -> Crystals:
     """Crystals from ASE's Atoms.

@@ -59,6 +59,8 @@ def conv(
             check_tensor("weight", weight, (edges,), x)
         if not filter.exact:
             table = filter.values()
+            if table.shape[2] != columns:
+                raise ValueError(f"filter must return as many columns as x has, {columns}, got {table.shape[2]}")
             check_tensor("filter", table, (filter.num_knots, 2, columns), x)
             scale = torch.ones_like(r) if weight is None else weight.contiguous()
             return ops.table_conv(

@@ -144,10 +144,22 @@ class RadialTable(torch.nn.Module):
             TypeError: if its dtype or device is not the network's.
         """
         if self.exact:
+            self._check_range(distance)
             return self._call(distance)
         table = self.values()
         check_tensor("distance", distance, ("E",), table, "the network")
         return _read(table, distance, self.minimum, self.spacing)
+
+    def _check_range(self, r: Tensor) -> None:
+        """As the kernels that read a table do, on the CPU; not where values are not to be had."""
+        if r.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(r):
+            return
+        outside = ~((r >= self.minimum) & (r <= self.cutoff))
+        if outside.any():
+            e = int(outside.to(torch.uint8).argmax())
+            raise ValueError(
+                f"distance[{e}] must be in [{self.minimum:g}, {self.cutoff:g}], the range of the table, got {r[e]:g}"
+            )
 
     def _places(self, shift: float) -> Tensor:
         """Knots, or what lies so much of a spacing beyond each but the last."""

@@ -48,6 +48,13 @@ class Diagnostics(NamedTuple):
     effective_size: float
     accepted: Tensor
 
+    def __repr__(self) -> str:
+        chains, sweeps = self.log_joint.shape
+        return (
+            f"Diagnostics(r_hat={self.r_hat:.3g}, effective_size={self.effective_size:.3g}, "
+            f"log_joint of {chains} chains and {sweeps} sweeps, accepted at {len(self.accepted)} heights)"
+        )
+
 
 class BayesSPN:
     """Bayesian learning of a sum-product network's parameters by Gibbs sampling, exact in the limit of many sweeps.
@@ -67,7 +74,7 @@ class BayesSPN:
             rows.
         burn: share of the sweeps that are thrown away, in [0, 1).
         chains: independent chains.
-        states: number of states kept, over all chains.
+        states: number of states kept, over all chains; after Ctrl-C at least so many, if there were as many.
         kernel: "block": all choices of a row at once, given all its values (upward and downward pass). On huge sparse
             networks, top-down moves: "topdown" (whole trees proposed from the sums alone), "levels" (subtrees, level by
             level), "isir" (one candidate subtree for each child), "informed" (children proposed by their univariate
@@ -414,7 +421,7 @@ class BayesSPN:
             rows = torch.full((n, self._fitted().n_features_in_), math.nan)
         else:
             rows = self._encode(evidence)
-        return self.columns_.decode(self._answers().sample(rows, seed))
+        return self.columns_.decode(self._answers().sample(rows, seed), evidence)
 
     def mpe(self, X: Any) -> Any:
         """The most probable completion of each row and its latent choices, in the best of the kept states.
@@ -429,7 +436,7 @@ class BayesSPN:
             ValueError: if a value does not suit its column, or a row is impossible.
         """
         rows = self._encode(X)
-        return self.columns_.decode(self._answers().mpe(rows))
+        return self.columns_.decode(self._answers().mpe(rows), X)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the data to a file, for :meth:`load`; a resumed chain goes on bit by bit.

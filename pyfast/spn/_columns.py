@@ -92,6 +92,11 @@ class Columns:
         parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return f"Columns({len(self):,} variables: {parts})"
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each column was taken for, by its name."""
+        return {name: self._kind(j) for j, name in enumerate(self.names)}
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Columns):
             return NotImplemented
@@ -227,11 +232,12 @@ class Columns:
             check_own(x, density, table, j)
         return standard(x, float(self.shift[j]), float(self.scale[j]))
 
-    def decode(self, rows: Tensor) -> "NDArray[Any] | Tensor | Any":
+    def decode(self, rows: Tensor, given: Any = None) -> "NDArray[Any] | Tensor | Any":
         """Encoded values as a table of the form and dtype that was fitted.
 
         Args:
             rows: (N, D), float32 or float64, encoded.
+            given: the table that was encoded and then completed: numbers that are there stay as they are, to the bit.
 
         Returns:
             A table as was given to :meth:`fit_encoding`; columns of float64 where its dtype cannot hold the values.
@@ -242,10 +248,13 @@ class Columns:
         if rows.dim() != 2 or rows.shape[1] != len(self):
             raise ValueError(f"rows must have shape (N, {len(self)}), got {tuple(rows.shape)}")
         x = rows.detach().cpu().double().numpy()
+        there = None if given is None else Table(given, self.names)
         columns: list[Column] = []
         for j, categories in enumerate(self.categories):
             if categories is None:
-                columns.append(x[:, j] * float(self.scale[j]) + float(self.shift[j]))
+                value = x[:, j] * float(self.scale[j]) + float(self.shift[j])
+                known = value if there is None else there.column(j)
+                columns.append(np.where(np.isnan(known), value, known))
                 continue
             missing = np.isnan(x[:, j])
             code = np.where(missing, len(categories), x[:, j])
@@ -350,7 +359,9 @@ class Columns:
         """
         if (self.family == OWN).any():
             j = int((self.family == OWN).int().argmax())
-            raise ValueError(f"columns must be without Density to become tensors, got one in column {self.names[j]!r}")
+            raise ValueError(
+                f"columns must be without Density, which is code, to be saved, got one in column {self.names[j]!r}"
+            )
         return self._state()
 
     def _state(self) -> dict[str, Tensor]:

@@ -221,7 +221,7 @@ class ImplicitTree:
             names = [purpose(tag, i) for tag in (SAMPLE_CHOICES, SAMPLE_VALUES)]
             _C.spn.implicit_complete(self._tables, self._rows, choices, *self._tree, some, seed, *names, 0)
             out[here] = some
-        return columns.decode(out)
+        return columns.decode(out, evidence)
 
     def _fitted(self) -> "ImplicitTree":
         if not hasattr(self, "_kept"):

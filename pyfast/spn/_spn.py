@@ -167,7 +167,7 @@ class SPN(nn.Module):
         else:
             rows = self.encode(evidence)
         drawn = self._network.complete(rows, self.network_parameters(), seed, 0, 0, False)
-        return self.columns.decode(drawn)
+        return self.columns.decode(drawn, evidence)
 
     @torch.no_grad()
     def mpe(self, X: Any) -> Any:
@@ -182,7 +182,8 @@ class SPN(nn.Module):
         Raises:
             ValueError: if a value does not suit its column, or a row is impossible.
         """
-        return self.columns.decode(self._network.complete(self.encode(X), self.network_parameters(), 0, 0, 0, True))
+        drawn = self._network.complete(self.encode(X), self.network_parameters(), 0, 0, 0, True)
+        return self.columns.decode(drawn, X)
 
 
 def _given(name: str, x: Tensor, like: Tensor) -> Tensor:

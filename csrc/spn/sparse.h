@@ -1,8 +1,8 @@
 // The upward pass of any graph, node by node, a block of rows in the lanes of a vector.
 //
 // A node's value is number * 2^exponent with an exponent of its own, so that neither depth nor width can leave the
-// range of F; rescaling by powers of two rounds nothing. Exponents are doubles, as a row far
-// from every leaf has a log likelihood far beyond 2^31.
+// range of F; rescaling by powers of two rounds nothing. Exponents are doubles, as a row far from every leaf
+// has a log likelihood far beyond 2^31.
 #pragma once
 
 #include <limits>

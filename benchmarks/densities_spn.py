@@ -283,8 +283,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=60.0, help="most processor time of a fit")
     parser.add_argument("--total", type=float, default=math.inf, help="begin no data set after so many seconds")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of data sets")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "spn_densities.json")
+    parser.add_argument("--output", type=Path, help="by default in benchmarks/results, of --quick in build")
     options = parser.parse_args()
+    place = ROOT / ("build" if options.quick else "benchmarks/results")
+    options.output = options.output or place / "spn_densities.json"
     known = ["synthetic 8", "synthetic 12"] if options.quick else list(PUBLISHED)
     seconds = min(options.seconds, 8.0) if options.quick else options.seconds
     if unknown := [name for name in options.names if name not in known]:

@@ -364,8 +364,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*TABLES, []], help="tables; by default all")
     parser.add_argument("--quick", action="store_true", help="one small table, few sweeps")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "spn_mixed.json")
+    parser.add_argument("--output", type=Path, help="by default in benchmarks/results, of --quick in build")
     options = parser.parse_args()
+    place = ROOT / ("build" if options.quick else "benchmarks/results")
+    options.output = options.output or place / "spn_mixed.json"
     results = {}
     for name in options.names or (["wine"] if options.quick else TABLES):
         with warnings.catch_warnings():

@@ -205,8 +205,10 @@ def main():
     parser.add_argument("--children", type=int, choices=[c for c, _ in NETWORKS], help="only this network")
     parser.add_argument("--seconds", type=float, default=12.0, help="time to sample with each kernel on each network")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of data sets")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "paper_spn.json")
+    parser.add_argument("--output", type=Path, help="by default in benchmarks/results, of --quick in build")
     options = parser.parse_args()
+    place = ROOT / ("build" if options.quick else "benchmarks/results")
+    options.output = options.output or place / "paper_spn.json"
     if options.quick:
         (train, test), sizes, data, seconds = synthetic(120, 12), ((2, 120), (3, 60)), "synthetic", 0.1
     else:

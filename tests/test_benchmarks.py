@@ -245,6 +245,17 @@ def test_top_down_experiment_runs(tmp_path):
         assert 0 < runs[children, "topdown"]["accepted"] < runs[children, "isir"]["accepted"] + 0.5 < 1.5
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_run_does_not_write_into_the_record(quick, tmp_path):
+    (tmp_path / "debd").mkdir()
+    (tmp_path / "debd" / "debd20.npz").touch()
+    command = [sys.executable, str(BENCHMARKS / "densities_spn.py"), "nltcs", "--total", "0", "--data", str(tmp_path)]
+    command[2:3] = ["--quick"] if quick else command[2:3]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    where = BENCHMARKS.parent / "build" if quick else BENCHMARKS / "results"
+    assert f"{where / 'spn_densities.json'} written" in said
+
+
 def test_density_experiment_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "spn_densities.json"
     assert "is left for another time" in run_quick("densities_spn", "--output", str(path), "--total", "0")

@@ -325,10 +325,103 @@ def test_in_workers_of_a_loader(how, tmp_path):
     assert run.stdout.strip() == "same", run.stderr
 
 
+def same(a, b):
+    """Whether two graphs, or tuples of graphs and tensors, are the same to the bit."""
+    a, b = (torch.utils._pytree.tree_leaves(tuple(x)) for x in (a, b))
+    return all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+TAKE = {
+    "radius_graph": lambda *given, **options: crystal.radius_graph(*given, cutoff=4.0, vectors=True, **options),
+    "knn_graph": lambda *given, **options: crystal.knn_graph(*given, k=5, cutoff=4.0, vectors=True, **options),
+    "NeighborList": lambda *given, **options: crystal.NeighborList(4.0)(*given, **options),
+    "voronoi_graph": crystal.voronoi_graph,
+    "crystal_nn_graph": crystal.crystal_nn_graph,
+}
+
+
+@pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_graphs_take_crystals(take, dtype):
+    periodic = take in (crystal.voronoi_graph, crystal.crystal_nn_graph)
+    c = convert.from_ase([ATOMS[n] for n in ("copper", "salt", *(() if periodic else ("slab", "water")))], dtype)
+    assert same(take(c), take(c.positions, c.cell, natoms=c.natoms, pbc=c.pbc))
+    assert same(take(c._replace(positions=c.positions.requires_grad_())), take(c))
+    none = convert.from_ase([], dtype)
+    assert same(take(none), take(none.positions, none.cell, natoms=[]))
+
+
+def test_neighbors_take_one_crystal():
+    slab = convert.from_ase(ATOMS["slab"])
+    assert same(crystal.neighbors(slab, cutoff=4.0), crystal.neighbors(slab.positions, slab.cell[0], 4.0, slab.pbc[0]))
+    near = crystal.NeighborList(4.0, skin=0.5)
+    assert not near.holds(slab)
+    near(slab)
+    assert near.holds(slab)
+    assert near.holds(slab.positions, slab.cell, slab.natoms, slab.pbc)
+    assert not near.holds(slab._replace(pbc=~slab.pbc))
+    with pytest.raises(ValueError, match=r"positions must be of one structure, got Crystals\(2 .*; radius_graph takes"):
+        crystal.neighbors(convert.from_ase([ATOMS["slab"]] * 2), cutoff=4.0)
+
+
+@pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)
+def test_crystals_have_their_own(take):
+    c = convert.from_ase(ATOMS["copper"])
+    rule = "must be None with Crystals, which have their own, got"
+    with pytest.raises(ValueError, match=rf"natoms {rule} list$"):
+        take(c, natoms=[1])
+    with pytest.raises(ValueError, match=rf"pbc {rule} bool$"):
+        take(c, pbc=True)
+    with pytest.raises(ValueError, match=rf"cell {rule} torch.float64; name what follows Crystals, as in cutoff=5.0$"):
+        take(c, c.cell)
+    if take is not TAKE["NeighborList"]:
+        with pytest.raises(ValueError, match=rf"batch {rule} torch.int64$"):
+            take(c, batch=torch.tensor([0]))
+    bad = c._replace(positions=c.positions.numpy())
+    with pytest.raises(TypeError, match=r"positions must be a float32 or float64 tensor, got ndarray; torch"):
+        take(bad)
+
+
+def test_what_follows_crystals_is_named():
+    copper = convert.from_ase(ATOMS["copper"])
+    with pytest.raises(ValueError, match="which have their own, got float; name what follows Crystals, as in cutoff="):
+        crystal.radius_graph(copper, 5.0)
+    with pytest.raises(TypeError, match="cutoff must be a number or a tensor, got NoneType"):
+        crystal.radius_graph(copper)
+    with pytest.raises(ValueError, match="k must be an integer of at least 1, got None"):
+        crystal.knn_graph(copper)
+
+
+def test_others_structures_are_told_the_way():
+    copper = ATOMS["copper"]
+    with pytest.raises(TypeError, match=r"got Atoms; crystal.convert.from_ase makes Crystals of Atoms"):
+        crystal.radius_graph(copper, cutoff=3.0)
+    with pytest.raises(TypeError, match=r"got Cell; crystal.convert.from_ase makes Crystals of Atoms"):
+        crystal.neighbors(torch.from_numpy(copper.positions), copper.cell, 3.0)
+    (structure,) = convert.to_pymatgen(convert.from_ase(copper))
+    with pytest.raises(TypeError, match=r"got Structure; crystal.convert.from_pymatgen makes Crystals of Structures"):
+        crystal.crystal_nn_graph(structure)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_crystals_compile():
+    crystals = convert.from_ase([ATOMS["copper"], ATOMS["slab"]])
+
+    @torch.compile(fullgraph=True)
+    def near(c):
+        return crystal.radius_graph(c, cutoff=3.0, capacity=500, on_error="mask")
+
+    assert same(near(crystals), crystal.radius_graph(crystals, cutoff=3.0, capacity=500))
+
+
 def test_what_is_printed_is_short():
     crystals = convert.from_ase(bulk("Cu"))
     graph = crystal.radius_graph(crystals.positions, crystals.cell, 3.0, natoms=crystals.natoms)
     assert repr(crystals) == "Crystals(1 structures, 1 atoms, torch.float64)"
     assert repr(graph) == "PeriodicGraph(1 structures, 1 atoms, 12 edges)"
+    assert repr(crystal.voronoi_graph(crystals)) == "VoronoiGraph(PeriodicGraph(1 structures, 1 atoms, 12 edges))"
+    near = crystal.NeighborList(3.0, skin=0.5)
+    near(crystals)
+    assert repr(near) == "NeighborList(cutoff=3.0, skin=0.5, rebuilds=1)"
     with pytest.raises(ValueError, match=r"cell must have shape \(3, 3\), rows its vectors, got \(1, 3, 3\); radius"):
         crystal.neighbors(crystals.positions, crystals.cell, 3.0)

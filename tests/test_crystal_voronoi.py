@@ -222,6 +222,32 @@ def test_symmetry_of_choice():
     assert int((own.reverse < 0).sum()) == len(lone)
 
 
+@pytest.mark.parametrize("symmetrize", ["union", "mutual"])
+def test_half_of_every_bond(symmetrize):
+    x, cell = random_crystal(5, 3)
+    full, half = (crystal.crystal_nn_graph(x, cell, symmetrize=symmetrize, half=h) for h in (False, True))
+    assert 2 * half.num_edges == full.num_edges
+    assert (full.reverse >= 0).all()
+    assert (half.reverse == -1).all()
+    there = torch.cat([half.edge_index, half.shift.T]).T
+    back = torch.cat([half.edge_index.flip(0), -half.shift.T]).T
+    both = sorted(torch.cat([there, back]).tolist())
+    assert both == sorted(torch.cat([full.edge_index, full.shift.T]).T.tolist())
+
+
+def test_half_lists_keep_what_those_of_radii_keep():
+    x, cell = 4 * torch.tensor([[0.0, 0, 0], [0.25, 0.25, 0.25]]), 4 * FCC.float()  # zincblende
+    x, cell = torch.cat([x, x + cell[2]]), cell * torch.tensor([1, 1, 2])[:, None]
+    bonds, near = crystal.crystal_nn_graph(x, cell, half=True), crystal.radius_graph(x, cell, 1.8, half=True)
+    assert near.num_edges == 8
+    for name in ("edge_index", "shift", "distance", "reverse", "ptr", "edge_ptr"):
+        assert torch.equal(getattr(bonds, name), getattr(near, name)), name
+    with pytest.raises(ValueError, match="symmetrize must be 'union' or 'mutual' with half, got None"):
+        crystal.crystal_nn_graph(x, cell, half=True, symmetrize=None)
+    cube = crystal.crystal_nn_graph(torch.zeros(1, 3), torch.eye(3), half=True)
+    assert cube.shift.tolist() == crystal.radius_graph(torch.zeros(1, 3), torch.eye(3), 1.1, half=True).shift.tolist()
+
+
 def test_nothing_to_do():
     none = crystal.crystal_nn_graph(torch.zeros(0, 3), torch.zeros(0, 3, 3), natoms=torch.zeros(0, dtype=torch.int64))
     assert none.edge_index.shape == (2, 0)

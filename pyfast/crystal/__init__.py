@@ -1,6 +1,7 @@
 """Periodic crystals: graphs, geometry and message passing."""
 
 from pyfast.crystal import convert
+from pyfast.crystal._arguments import Crystals
 from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._nearest import knn_graph
 from pyfast.crystal._neighbors import neighbors, radius_graph
@@ -30,6 +31,7 @@ from pyfast.crystal.triplets import (
 from pyfast.crystal.voronoi import VoronoiGraph, crystal_nn_graph, voronoi_graph
 
 __all__ = [
+    "Crystals",
     "NeighborList",
     "PeriodicGraph",
     "RadialTable",

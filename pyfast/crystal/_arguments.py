@@ -14,6 +14,27 @@ MOST_EDGES = 2**31 - 1
 BAD = int(Status.NOT_FINITE | Status.SINGULAR_CELL | Status.TOO_FAR | Status.TOO_MANY)
 
 
+class Crystals(NamedTuple):
+    """A batch of periodic structures, side by side: what ``radius_graph`` and its like are given.
+
+    Attributes:
+        positions: (N, 3) Å, inside the cell or not.
+        cell: (B, 3, 3) Å, rows are the vectors of each cell.
+        natoms: (B,) int64, the number of atoms of each structure.
+        numbers: (N,) int64, atomic numbers.
+        pbc: (B, 3) bool, whether a structure repeats along each of its vectors.
+    """
+
+    positions: Tensor
+    cell: Tensor
+    natoms: Tensor
+    numbers: Tensor
+    pbc: Tensor
+
+    def __repr__(self) -> str:
+        return f"Crystals({len(self.natoms):,} structures, {len(self.positions):,} atoms, {self.positions.dtype})"
+
+
 class Batch(NamedTuple):
     """Structures side by side, as the operators take them."""
 
@@ -26,16 +47,23 @@ class Batch(NamedTuple):
 
 
 def batch_of(
-    positions: Tensor,
+    positions: Tensor | Crystals,
     cell: Tensor | None,
-    cutoff: float | Tensor,
+    cutoff: float | Tensor | None,
     natoms: Tensor | Sequence[int] | None,
     batch: Tensor | None,
-    pbc: bool | Sequence[bool] | Tensor,
+    pbc: bool | Sequence[bool] | Tensor | None,
     species: Tensor | None,
     look: bool,
 ) -> Batch:
     """The batch of these arguments, without derivatives; ``look`` whether values that may lie on a GPU are checked."""
+    if isinstance(positions, Crystals):
+        for name, given in (("cell", cell), ("natoms", natoms), ("batch", batch), ("pbc", pbc)):
+            if given is not None:
+                hint = "; name what follows Crystals, as in cutoff=5.0" if name == "cell" else ""
+                raise ValueError(f"{name} must be None with Crystals, which have their own, got {_type(given)}{hint}")
+        positions, cell, natoms, _, pbc = positions
+    pbc = True if pbc is None else pbc
     if not isinstance(positions, Tensor) or positions.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"positions must be a float32 or float64 tensor, got {_type(positions)}")
     if positions.dim() != 2 or positions.shape[1] != 3:
@@ -118,7 +146,7 @@ def _atom_ptr(
 
 
 def _cutoff(
-    cutoff: float | Tensor, species: Tensor | None, B: int, N: int, positions: Tensor, look: bool
+    cutoff: float | Tensor | None, species: Tensor | None, B: int, N: int, positions: Tensor, look: bool
 ) -> tuple[Tensor, Tensor]:
     device = positions.device
     if isinstance(cutoff, Tensor):
@@ -208,7 +236,7 @@ def check_tensor(
     Sizes that are named may be anything; a first size "..." is any number of them.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {_type(x)}")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
     fixed = shape[1:] if shape[:1] == ("...",) else shape
@@ -241,4 +269,15 @@ def _same_device(name: str, x: Tensor, positions: Tensor) -> None:
 
 
 def _type(x: object) -> str:
-    return f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    """What an argument is that should have been something else, and for objects of other packages what helps."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype}"
+    return f"{type(x).__name__}{_HELP.get(type(x).__module__.partition('.')[0], '')}"
+
+
+_HELP = {
+    "numpy": "; torch.from_numpy makes it a tensor",
+    "ase": "; crystal.convert.from_ase makes Crystals of Atoms",
+    "pymatgen": "; crystal.convert.from_pymatgen makes Crystals of Structures",
+    "torch_geometric": "; crystal.convert.from_pyg makes Crystals of Data",
+}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, batch_of
+from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, Crystals, batch_of
 from pyfast.crystal._graph import PeriodicGraph
 from pyfast.crystal._neighbors import check_options, graph_of, vectors_of
 
@@ -16,14 +16,14 @@ TIES = ("canonical", "include", "cdvae")
 
 
 def knn_graph(
-    positions: Tensor,
-    cell: Tensor | None,
-    k: int,
+    positions: Tensor | Crystals,
+    cell: Tensor | None = None,
+    k: int | None = None,
     *,
     cutoff: float | Tensor | None = None,
     natoms: Tensor | Sequence[int] | None = None,
     batch: Tensor | None = None,
-    pbc: bool | Sequence[bool] | Tensor = True,
+    pbc: bool | Sequence[bool] | Tensor | None = None,
     inclusive: bool = False,
     ties: Literal["canonical", "include", "cdvae"] = "canonical",
     tolerance: float = 1e-4,
@@ -41,7 +41,8 @@ def knn_graph(
     Args:
         positions: as in ``radius_graph``.
         cell: as in ``radius_graph``.
-        k: how many, at least 1. An atom has fewer where fewer are within the cutoff, or in a structure that ends.
+        k: how many, at least 1; must be given. An atom has fewer where fewer are within the cutoff, or in a structure
+            that ends.
         cutoff: Å, one or (B,): neighbours beyond are not taken. None: there is always a k-th, however far.
         natoms: as in ``radius_graph``.
         batch: as in ``radius_graph``.

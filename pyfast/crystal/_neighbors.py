@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import MOST_EDGES, Batch, batch_of, memory, refuse, too_many
+from pyfast.crystal._arguments import MOST_EDGES, Batch, Crystals, batch_of, memory, refuse, too_many
 from pyfast.crystal._graph import PeriodicGraph, Status
 
 
 def neighbors(
-    positions: Tensor,
-    cell: Tensor | None,
-    cutoff: float | Tensor,
-    pbc: bool | Sequence[bool] | Tensor = True,
+    positions: Tensor | Crystals,
+    cell: Tensor | None = None,
+    cutoff: float | Tensor | None = None,
+    pbc: bool | Sequence[bool] | Tensor | None = None,
     *,
     species: Tensor | None = None,
     inclusive: bool = False,
@@ -31,11 +31,13 @@ def neighbors(
     """All pairs of atoms of one structure that are near, in every periodic image.
 
     Args:
-        positions: (N, 3) Å, float32 or float64, inside the cell or not.
+        positions: (N, 3) Å, float32 or float64, inside the cell or not; or ``Crystals`` of one structure, as in
+            ``radius_graph``.
         cell: (3, 3) Å, its rows the vectors, of either hand; vectors along axes that do not repeat do not matter.
             None for a structure that does not repeat at all.
         cutoff: as in ``radius_graph``.
-        pbc: whether the structure repeats, or whether it does along each of the three vectors.
+        pbc: whether the structure repeats, or whether it does along each of the three vectors. None: along all, or as
+            ``Crystals`` say.
         species: as in ``radius_graph``.
         inclusive: as in ``radius_graph``.
         half: as in ``radius_graph``.
@@ -61,6 +63,8 @@ def neighbors(
     >>> crystal.neighbors(torch.zeros(1, 3), copper, 3.0).num_edges  # nearest neighbours in copper
     12
     """
+    if isinstance(positions, Crystals) and len(positions.natoms) != 1:
+        raise ValueError(f"positions must be of one structure, got {positions!r}; radius_graph takes batches")
     if isinstance(cell, Tensor) and cell.shape != (3, 3):
         raise ValueError(
             f"cell must have shape (3, 3), rows its vectors, got {tuple(cell.shape)}; radius_graph takes batches"
@@ -82,13 +86,13 @@ def neighbors(
 
 
 def radius_graph(
-    positions: Tensor,
-    cell: Tensor | None,
-    cutoff: float | Tensor,
+    positions: Tensor | Crystals,
+    cell: Tensor | None = None,
+    cutoff: float | Tensor | None = None,
     *,
     natoms: Tensor | Sequence[int] | None = None,
     batch: Tensor | None = None,
-    pbc: bool | Sequence[bool] | Tensor = True,
+    pbc: bool | Sequence[bool] | Tensor | None = None,
     species: Tensor | None = None,
     inclusive: bool = False,
     half: bool = False,
@@ -105,14 +109,16 @@ def radius_graph(
     itself. For derivatives, take the edges' vectors from the graph and the positions.
 
     Args:
-        positions: (N, 3) Å, float32 or float64, those of a structure side by side, inside its cell or not.
+        positions: (N, 3) Å, float32 or float64, those of a structure side by side, inside its cell or not; or
+            ``Crystals``, which have their own cell, natoms and pbc: ``radius_graph(crystals, cutoff=5.0)``.
         cell: (B, 3, 3) Å, as positions, rows the vectors of each cell, of either hand. Vectors along axes that do not
             repeat do not matter. A (3, 3) cell is that of one structure. None where nothing repeats.
-        cutoff: Å; one for all, or (B,) one for each structure, or (K, K), symmetric, for each pair of ``species``. Zero
-            makes no edges, and warns.
+        cutoff: Å, must be given; one for all, or (B,) one for each structure, or (K, K), symmetric, for each pair of
+            ``species``. Zero makes no edges, and warns.
         natoms: (B,) the number of atoms of each structure; zero is a number.
         batch: (N,) instead of natoms, the structure of each atom, sorted.
-        pbc: whether structures repeat: one bool, three for the vectors of all cells, or (B, 3).
+        pbc: whether structures repeat: one bool, three for the vectors of all cells, or (B, 3). None: they all do, or
+            as ``Crystals`` say.
         species: (N,) indices into a cutoff of shape (K, K).
         inclusive: whether atoms at exactly the cutoff are near: as in pymatgen, and in the graphs of CDVAE and OCP; not
             so by default, as in ASE, matscipy, vesin and nvalchemi-toolkit-ops.

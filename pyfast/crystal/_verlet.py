@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyfast.crystal._arguments import Batch, batch_of
+from pyfast.crystal._arguments import Batch, Crystals, batch_of
 from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._nearest import kept_edges
 from pyfast.crystal._neighbors import exact_vectors, radius_graph
@@ -43,13 +43,16 @@ class NeighborList:
         self.rebuilds = 0
         self._made: tuple[tuple[Tensor, ...], PeriodicGraph] | None = None
 
+    def __repr__(self) -> str:
+        return f"NeighborList(cutoff={self.cutoff}, skin={self.skin}, rebuilds={self.rebuilds})"
+
     def __call__(
         self,
-        positions: Tensor,
-        cell: Tensor | None,
+        positions: Tensor | Crystals,
+        cell: Tensor | None = None,
         *,
         natoms: Tensor | Sequence[int] | None = None,
-        pbc: bool | Sequence[bool] | Tensor = True,
+        pbc: bool | Sequence[bool] | Tensor | None = None,
     ) -> PeriodicGraph:
         """The graph; arguments are those of ``radius_graph``."""
         asked = batch_of(positions, cell, self.cutoff, natoms, None, pbc, None, True)
@@ -64,17 +67,17 @@ class NeighborList:
         squared, limit = (x * x + y * y) + z * z, self.cutoff * self.cutoff
         near = squared <= limit if self.inclusive and limit > 0 else squared < limit
         touching = torch.nn.functional.pad((near & (squared == 0)).cumsum(0), (1, 0))[wide.edge_ptr].diff() > 0
-        return kept_edges(wide._replace(distance=squared.sqrt()), near, torch.int64, positions.dtype)._replace(
-            vector=vector[near].to(positions.dtype) if self.vectors else None,
+        return kept_edges(wide._replace(distance=squared.sqrt()), near, torch.int64, asked.positions.dtype)._replace(
+            vector=vector[near].to(asked.positions.dtype) if self.vectors else None,
             status=touching.to(torch.int32) * int(Status.COINCIDENT),
         )
 
     def holds(
         self,
-        positions: Tensor,
-        cell: Tensor | None,
+        positions: Tensor | Crystals,
+        cell: Tensor | None = None,
         natoms: Tensor | Sequence[int] | None = None,
-        pbc: bool | Sequence[bool] | Tensor = True,
+        pbc: bool | Sequence[bool] | Tensor | None = None,
     ) -> bool:
         """Whether the list that was made last still holds every edge that these atoms can have.
 

@@ -1,34 +1,14 @@
 """Crystals from and to ASE, pymatgen and PyTorch Geometric, which are imported when they are used."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyfast import _C
+from pyfast.crystal._arguments import Crystals as Crystals
 from pyfast.crystal._graph import PeriodicGraph
-
-
-class Crystals(NamedTuple):
-    """A batch of periodic structures, side by side: what ``radius_graph`` and its like are given.
-
-    Attributes:
-        positions: (N, 3) Å, inside the cell or not.
-        cell: (B, 3, 3) Å, rows are the vectors of each cell.
-        natoms: (B,) int64, the number of atoms of each structure.
-        numbers: (N,) int64, atomic numbers.
-        pbc: (B, 3) bool, whether a structure repeats along each of its vectors.
-    """
-
-    positions: Tensor
-    cell: Tensor
-    natoms: Tensor
-    numbers: Tensor
-    pbc: Tensor
-
-    def __repr__(self) -> str:
-        return f"Crystals({len(self.natoms):,} structures, {len(self.positions):,} atoms, {self.positions.dtype})"
 
 
 def from_ase(atoms: Any, dtype: torch.dtype = torch.float64) -> Crystals:
@@ -240,7 +220,7 @@ def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
         With torch_geometric installed::
 
             copper = crystal.convert.from_ase(ase.build.bulk("Cu"))
-            graph = crystal.crystal_nn_graph(copper.positions, copper.cell, natoms=copper.natoms)
+            graph = crystal.crystal_nn_graph(copper)
             batch = torch_geometric.data.Batch.from_data_list(crystal.convert.to_pyg(copper, graph))
 
     Source: Xie et al., 2022, https://arxiv.org/abs/2110.06197, whose data sets have these fields.

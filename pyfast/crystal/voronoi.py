@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyfast import _C
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import MOST_EDGES, Batch, batch_of, refuse
+from pyfast.crystal._arguments import MOST_EDGES, Batch, Crystals, batch_of, refuse
 from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._neighbors import vectors_of
 
@@ -27,14 +27,17 @@ class VoronoiGraph(NamedTuple):
     solid_angle: Tensor
     area: Tensor
 
+    def __repr__(self) -> str:
+        return f"VoronoiGraph({self.graph!r})"
+
 
 def voronoi_graph(
-    positions: Tensor,
-    cell: Tensor,
+    positions: Tensor | Crystals,
+    cell: Tensor | None = None,
     *,
     natoms: Tensor | Sequence[int] | None = None,
     batch: Tensor | None = None,
-    pbc: bool | Sequence[bool] | Tensor = True,
+    pbc: bool | Sequence[bool] | Tensor | None = None,
     on_error: Literal["raise", "mask"] = "raise",
 ) -> VoronoiGraph:
     """The faces of the Voronoi cells of all atoms of a batch of crystals, exact however far their neighbours are.
@@ -48,7 +51,7 @@ def voronoi_graph(
         cell: (B, 3, 3) Å, as in ``radius_graph``.
         natoms: (B,) the number of atoms of each crystal.
         batch: (N,) instead of natoms, the crystal of each atom, sorted.
-        pbc: must be true along all axes: the cell of an atom is bounded only if the crystal repeats.
+        pbc: None, or true along all axes: the cell of an atom is bounded only if the crystal repeats.
         on_error: ``"raise"``, or ``"mask"``: crystals that are wrong have no edges, and a status that says why.
 
     Returns:
@@ -68,9 +71,12 @@ def voronoi_graph(
     Source: Rycroft, 2009, https://doi.org/10.1063/1.3215722, for cells cut out one by one; O'Keeffe, 1979,
         https://doi.org/10.1107/S0567739479001765, for solid angles as weights of neighbours.
     """
+    return _voronoi_graph(batch_of(positions, cell, 0.0, natoms, batch, pbc, None, True), on_error)
+
+
+def _voronoi_graph(asked: Batch, on_error: str) -> VoronoiGraph:
     if on_error not in ("raise", "mask"):
         raise ValueError(f"on_error must be 'raise' or 'mask', got {on_error!r}")
-    asked = batch_of(positions, cell, 0.0, natoms, batch, pbc, None, True)
     _check_bounded(asked)
     _, status = _search.count(*asked, False, False, float(MOST_EDGES))  # within nothing, but it looks at all numbers
     if on_error == "raise":
@@ -91,23 +97,24 @@ def voronoi_graph(
     graph = PeriodicGraph(ends, shift, area, reverse, ptr, ptr[asked.atom_ptr], asked.atom_ptr, status)
     graph = _subgraph(graph, keep)
     x, y, z = vectors_of(asked._replace(positions=asked.positions.double()), graph).unbind(1)
-    distance = ((x * x + y * y) + z * z).sqrt().to(positions.dtype)
+    distance = ((x * x + y * y) + z * z).sqrt().to(asked.positions.dtype)
     return VoronoiGraph(graph._replace(distance=distance), solid_angle[keep], area[keep])
 
 
 def crystal_nn_graph(
-    positions: Tensor,
-    cell: Tensor,
+    positions: Tensor | Crystals,
+    cell: Tensor | None = None,
     *,
     natoms: Tensor | Sequence[int] | None = None,
     batch: Tensor | None = None,
-    pbc: bool | Sequence[bool] | Tensor = True,
+    pbc: bool | Sequence[bool] | Tensor | None = None,
     electronegativity: Tensor | None = None,
     x_diff_weight: float = 0.0,
     radius: Tensor | None = None,
     distance_cutoffs: tuple[float, float] | None = None,
     porous_adjustment: bool = False,
     symmetrize: Literal["union", "mutual"] | None = "union",
+    half: bool = False,
     on_error: Literal["raise", "mask"] = "raise",
 ) -> PeriodicGraph:
     """CrystalNN's bonds: of an atom's Voronoi neighbours, as many as its most probable coordination number.
@@ -126,7 +133,7 @@ def crystal_nn_graph(
         cell: (B, 3, 3) Å, as in ``radius_graph``.
         natoms: (B,) the number of atoms of each crystal.
         batch: (N,) instead of natoms, the crystal of each atom, sorted.
-        pbc: must be true along all axes: the cell of an atom is bounded only if the crystal repeats.
+        pbc: None, or true along all axes: the cell of an atom is bounded only if the crystal repeats.
         electronegativity: (N,) float64, Pauling's, NaN where there is none; needed if ``x_diff_weight`` is positive.
         x_diff_weight: how much a difference in electronegativity, dX, adds: weights are multiplied by
             1 + x_diff_weight sqrt(dX / 3.3). Nothing if zero or negative.
@@ -137,10 +144,11 @@ def crystal_nn_graph(
         porous_adjustment: multiply weights by solid angle over area, which favours near neighbours in open crystals.
         symmetrize: ``"union"``: an edge both ways if either atom chose the other; ``"mutual"``: if both did; None: an
             edge to each atom from those that it chose.
+        half: keep one of the two edges of each bond, that which ``radius_graph`` keeps. Edges then have no ``reverse``.
         on_error: ``"raise"``, or ``"mask"``: crystals that are wrong have no edges, and a status that says why.
 
     Returns:
-        A ``PeriodicGraph``.
+        A ``PeriodicGraph``. Unless ``half`` is true, a bond between i and j is two edges, from i to j and from j to i.
 
     Raises:
         ValueError: as ``voronoi_graph``, or if an option is not in its range or lacks what it needs.
@@ -154,8 +162,11 @@ def crystal_nn_graph(
 
     Source: Pan et al., 2021, https://doi.org/10.1021/acs.inorgchem.0c02996.
     """
-    _check_choice(len(positions), electronegativity, x_diff_weight, radius, distance_cutoffs, symmetrize)
-    graph, solid_angle, area = voronoi_graph(positions, cell, natoms=natoms, batch=batch, pbc=pbc, on_error=on_error)
+    asked = batch_of(positions, cell, 0.0, natoms, batch, pbc, None, True)
+    _check_choice(len(asked.positions), electronegativity, x_diff_weight, radius, distance_cutoffs, symmetrize)
+    if half and symmetrize is None:
+        raise ValueError("symmetrize must be 'union' or 'mutual' with half, got None")
+    graph, solid_angle, area = _voronoi_graph(asked, on_error)
     weight = solid_angle * (solid_angle / area) if porous_adjustment else solid_angle
     if x_diff_weight > 0 and electronegativity is not None:
         difference = (electronegativity[graph.source] - electronegativity[graph.target]).abs()
@@ -170,6 +181,8 @@ def crystal_nn_graph(
         keep = keep | keep[graph.reverse]
     elif symmetrize == "mutual":
         keep = keep & keep[graph.reverse]
+    if half:
+        keep = keep & _first_half(graph)
     return _subgraph(graph, keep)
 
 
@@ -265,6 +278,13 @@ def _subgraph(graph: PeriodicGraph, keep: Tensor) -> PeriodicGraph:
         ptr=before[graph.ptr],
         edge_ptr=before[graph.edge_ptr],
     )
+
+
+def _first_half(graph: PeriodicGraph) -> Tensor:
+    """(E,) bool, of each edge and its reverse the one that half lists keep."""
+    a, b, c = graph.shift.unbind(1)
+    first = torch.where(a != 0, a, torch.where(b != 0, b, c))
+    return (graph.target < graph.source) | ((graph.target == graph.source) & (first > 0))
 
 
 def _near(graph: PeriodicGraph, radius: Tensor, cutoffs: tuple[float, float]) -> Tensor:

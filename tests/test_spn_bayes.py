@@ -10,6 +10,7 @@ import torch
 import pyfast
 from pyfast.reference import spn as reference
 from pyfast.spn import BayesSPN
+from pyfast.spn._chain import Chain
 from pyfast.spn._diagnostics import effective_size, split_r_hat
 from pyfast.spn._hyper import Hyper, Shares, _slice, uniforms
 from pyfast.spn._network import Counts, Network
@@ -134,6 +135,33 @@ def test_resumed_is_uninterrupted(options, tmp_path):
         loaded.resume(X[:-1], 1)
 
 
+@pytest.mark.parametrize("hyper", ["slice", "eb"])
+def test_stopped_chains_are_saved_as_they_answer(hyper, tmp_path, monkeypatch):
+    """Ctrl-C before a sweep is kept, and before empirical Bayes has settled."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    X, path = doubled(60), tmp_path / "model.pt"
+    if hyper == "slice":
+        monkeypatch.setattr(BayesSPN, "_step", stop)
+        with pytest.warns(UserWarning, match="stopped after 1 sweeps"):
+            model = BayesSPN(hidden=3, sweeps=20).fit(X)
+    else:
+        sweep = Chain.sweep
+        monkeypatch.setattr(Chain, "sweep", lambda self, *args: stop() if self.sweeps == 4 else sweep(self, *args))
+        with pytest.warns(UserWarning, match="stopped after 4 sweeps"):
+            model = BayesSPN(hidden=3, sweeps=20, hyper=hyper).fit(X)
+    monkeypatch.undo()
+    model.save(path)
+    assert torch.equal(BayesSPN.load(path).log_prob(X), model.log_prob(X))
+    file = torch.load(path, weights_only=True)
+    assert len(file["states"]) == 2
+    torch.save(file | {"states": []}, path)
+    with pytest.raises(ValueError, match=r"path must name a file with kept states, got none in .*model\.pt"):
+        BayesSPN.load(path)
+
+
 def test_threads_do_not_show(threads):
     threads(
         lambda: BayesSPN(hidden=8, sweeps=6, seed=2).fit(np.tile(doubled(2000, 8), (2, 1))).log_prob(doubled(50, 8))
@@ -147,8 +175,6 @@ def test_seeds_differ():
 
 
 def test_interrupted_keeps_what_was_sampled(monkeypatch):
-    from pyfast.spn._chain import Chain
-
     sweep, calls = Chain.sweep, []
 
     def stop_at_the_ninth(self, *args):
@@ -388,27 +414,35 @@ def test_clones_and_pipelines():
         model.set_params(sweep=3)
 
 
-REFUSED = {
-    "kernel": ("gibbs", "kernel must be one of"),
-    "mode": ("exact", "mode must be"),
-    "hyper": ("map", "hyper must be slice, eb or fixed"),
-    "structure": ("chain", "structure must be"),
-    "chains": (0, "chains must be"),
-    "states": (0, "states must be"),
-    "hidden": (0, "hidden must be"),
-    "sweeps": (-1, "sweeps must be"),
-    "burn": (1.0, "burn must be"),
-    "mass": (0.0, "mass must be"),
-    "kappa": (NAN, "kappa must be"),
-    "seed": (-1, "seed must be"),
-    "lookahead": (-1, "lookahead must be"),
-}
+REFUSED = [
+    ("kernel", "gibbs", ValueError, "kernel must be one of"),
+    ("mode", "exact", ValueError, "mode must be"),
+    ("hyper", "map", ValueError, "hyper must be slice, eb or fixed"),
+    ("structure", "chain", ValueError, "structure must be"),
+    ("chains", 0, ValueError, "chains must be at least 1, got 0"),
+    ("chains", True, TypeError, "chains must be an int, got bool"),
+    ("states", 0, ValueError, "states must be"),
+    ("hidden", 0, ValueError, "hidden must be"),
+    ("hidden", 10**5, ValueError, r"hidden must make fewer than 2\^31 weights and leaves, got 50000700000"),
+    ("sweeps", -1, ValueError, "sweeps must be"),
+    ("warm", 1.5, TypeError, "warm must be an int, got float"),
+    ("burn", 1.0, ValueError, r"burn must be in \[0, 1\), got 1.0"),
+    ("burn", None, TypeError, "burn must be a number, got NoneType"),
+    ("mass", 0.0, ValueError, "mass must be positive and finite, got 0.0"),
+    ("mass", "1", TypeError, "mass must be a number, got str"),
+    ("kappa", NAN, ValueError, "kappa must be positive and finite, got nan"),
+    ("seed", -1, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
+    ("seed", 0.5, TypeError, "seed must be an int, got float"),
+    ("lookahead", -1, ValueError, "lookahead must be at least 0, got -1"),
+    ("lookahead", 2**31, ValueError, r"lookahead must be below 2\^31, got 2147483648"),
+    ("candidates", 1, ValueError, r"candidates must be 0 or in \[2, 2\^31\), got 1"),
+    ("candidates", 2**31, ValueError, "candidates must be 0 or in .*, got 2147483648"),
+]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_arguments_are_refused_by_name(name):
-    value, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("name", "value", "error", "message"), REFUSED)
+def test_arguments_are_refused_by_name(name, value, error, message):
+    with pytest.raises(error, match=message):
         BayesSPN(**{name: value}).fit(doubled(10))
 
 

@@ -163,7 +163,12 @@ def test_auto():
         ([[0.0], [-inf]], "gaussian", ValueError, r"got -inf at \[1, 0\]"),
         ([[0], [2]], "bernoulli", ValueError, r"0 or 1 in this column, got 2.0 at \[1, 0\]"),
         ([[0], [0.5]], "bernoulli", ValueError, r"got 0.5 at \[1, 0\]"),
-        ([[0], [3]], Categorical(3), ValueError, r"one of 3 categories in this column, got 3.0 at \[1, 0\]"),
+        (
+            [[0], [3]],
+            Categorical(3),
+            ValueError,
+            r"one of 3 categories, 0.0, 1.0, 2.0, in this column, got 3.0 at \[1, 0\]",
+        ),
         ([[-1]], Categorical(3), ValueError, r"got -1.0 at \[0, 0\]"),
         ([[1], [-1]], "poisson", ValueError, r"integers in \[0, 2\^24\) in a poisson column, got -1.0 at \[1, 0\]"),
         ([[1.5]], "poisson", ValueError, "got 1.5"),
@@ -213,7 +218,7 @@ def test_hostile_values_after_fitting():
         ([[2, 0.0, 5.0]], r"got 2.0 at \[0, 0\]"),
         ([[0, inf, 5.0]], "got inf"),
         ([[0, 1e300, 5.0]], r"in reach, got 1e\+300"),
-        ([[0, 0.0, 5.5]], "one of 2 categories in this column, got 5.5"),
+        ([[0, 0.0, 5.5]], "one of 2 categories, 5.0, 6.0, in this column, got 5.5"),
         ([[0, 0.0]], "must have 3 columns, got 2"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -257,6 +262,52 @@ def test_bits_of_any_dtype(dtype):
         x[3, 2] = 7
         with pytest.raises(ValueError, match=r"0 or 1 in this column, got 7.0 at \[3, 2\]"):
             columns.encode(x)
+
+
+@pytest.mark.parametrize("value", [bool, np.bool_])
+@pytest.mark.parametrize("kind", ["auto", "bernoulli", "categorical"])
+@pytest.mark.parametrize("form", ["numpy", "pandas"])
+def test_truths_among_objects_come_back(form, kind, value):
+    X = np.array([[value(True), "a"], [None, "b"], [value(False), None], [value(True), "a"]], object)
+    table = X if form == "numpy" else pandas.DataFrame(X, columns=["flag", "text"])
+    columns = fit(table, [kind, "auto"])
+    assert kinds(columns) == ["bernoulli", "categorical"]
+    back = np.asarray(columns.decode(columns.encode(table)))
+    assert back[:, 0].tolist() == X[:, 0].tolist()
+    assert [type(v) for v in back[:, 0]] == [bool, type(None), bool, bool]
+    again = Columns.from_state_dict(columns.state_dict())
+    assert again == columns
+    assert type(np.asarray(again.decode(columns.encode(table)))[0, 0]) is bool
+    assert isinstance(fit(np.array([[1], [None]], object)).categories[0][1], float)
+
+
+def test_missing_truths_are_not_true():
+    columns = fit(pandas.DataFrame({"a": [True, False]}))
+    back = columns.decode(torch.tensor([[1.0], [nan], [0.0]]))["a"]
+    assert back.isna().tolist() == [False, True, False]
+    assert back[[0, 2]].tolist() == [1, 0]
+    declared = pandas.DataFrame({"a": pandas.Categorical([True, None], categories=[True, False])})
+    columns = fit(declared)
+    assert columns.categories == ((True, False),)
+    assert columns.decode(columns.encode(declared))["a"].tolist()[0] is True
+
+
+def test_unknown_categories_are_told_from_the_known():
+    few, many = [["red"], ["blue"]], [[f"{i % 20:02}"] for i in range(40)]
+    with pytest.raises(ValueError, match=r"one of 2 categories, 'blue', 'red', in .*, got 'green' at \[0, 0\]"):
+        fit(few).encode([["green"]])
+    with pytest.raises(ValueError, match=r"one of 20 categories, '00', '01', .*, '07', \.\.\., in .*, got '20'"):
+        fit(many).encode([["20"]])
+
+
+def test_a_column_of_names_is_told():
+    names = [[f"n{i}", i % 2] for i in range(40)]
+    with pytest.warns(UserWarning, match="column 'name' has another text in each row: nothing can be learned"):
+        fit(pandas.DataFrame(names, columns=["name", "bit"]))
+    fit(names[:16])  # few rows say nothing
+    fit([*names, ["n0", 1]])
+    fit([[i] for i in range(40)], "categorical")  # numbers may come back
+    fit(pandas.DataFrame({"a": pandas.Categorical([f"n{i}" for i in range(40)])}))  # declared
 
 
 def test_masked_and_half_precision():

@@ -262,16 +262,17 @@ def test_edges_are_finite(name):
         ({"sum_children": 2**48}, ValueError, "sum_children must be at most"),
         ({"product_children": 1}, ValueError, "product_children must be at least 2, got 1"),
         ({"product_children": 2.5}, TypeError, "product_children must be an int, got float"),
-        ({"candidates": 1}, ValueError, "candidates must be 0 or at least 2, got 1"),
+        ({"candidates": 1}, ValueError, r"candidates must be 0 or in \[2, 2\^31\), got 1"),
         ({"burn": 1.0}, ValueError, "burn must be in"),
         ({"mass": NAN}, ValueError, "mass must be positive and finite, got nan"),
+        ({"mass": "1"}, TypeError, "mass must be a number, got str"),
         ({"kappa": 0}, ValueError, "kappa must be positive and finite, got 0"),
         ({"seed": -1}, ValueError, "seed must be in"),
     ],
 )
 def test_arguments_are_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
-        ImplicitTree(**arguments)
+        ImplicitTree(**arguments).fit(table())
 
 
 def test_hostile_tables():

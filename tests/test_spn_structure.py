@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfast.spn import Structure, _validity, rat, regions, tree
+from pyfast.spn import Structure, _hclt, _rat, _validity, hclt, rat, regions, tree
 from pyfast.spn._hclt import hidden_tree
 from pyfast.spn._program import Leaves, Mixture, Pairs
 
@@ -345,11 +345,33 @@ def test_rat_in_closed_form():
     (rat, {"replicas": 0}, ValueError),
     (rat, {"sums": -3}, ValueError),
     (rat, {"seed": 2**64}, ValueError),
+    (rat, {"num_variables": 2**60}, ValueError),
+    (rat, {"leaves": 10**5}, ValueError),
+    (rat, {"sums": np.int64(10**5)}, ValueError),
+    (rat, {"replicas": 10**12}, ValueError),
 ])  # fmt: skip
 def test_makers_refuse(function, bad, error):
-    arguments = {"num_variables": 4} | ({"sum_children": 2} if function is tree else {})
+    arguments = {"num_variables": 16} | ({"sum_children": 2} if function is tree else {})
     with pytest.raises(error, match=next(iter(bad))):
         function(**arguments | bad)
+
+
+@settings(deadline=None)
+@given(d=st.integers(1, 20), depth=st.integers(1, 6), size=st.tuples(*[st.integers(1, 3)] * 3))
+def test_size_of_rat_before_it_is_made(d, depth, size):
+    replicas, sums, leaves = size
+    made = rat(d, replicas, depth, sums, leaves)
+    assert _rat._size(d, replicas, depth, sums, leaves) == made.num_weights + made.num_leaves
+
+
+def test_hidden_states_beyond_memory_are_refused(monkeypatch):
+    X, sizes = np.arange(40).reshape(10, 4) % 2, []
+    for hidden in (10**5, np.int32(10**5), 10**30):
+        with pytest.raises(ValueError, match=r"hidden must make fewer than 2\^31 weights and leaves, got \d+"):
+            hclt(X, hidden)
+    monkeypatch.setattr(_hclt, "check_size", lambda _, size: sizes.append(size))
+    made = hclt(X, 5)
+    assert sizes == [made.num_weights + made.num_leaves]
 
 
 def expand(structure):

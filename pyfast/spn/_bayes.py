@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyfast import _ranks
 from pyfast.spn import _scikit
+from pyfast.spn._arguments import check_burn, check_candidates, check_count, check_positive, check_seed
 from pyfast.spn._chain import Chain, Plan, State
 from pyfast.spn._columns import Columns
 from pyfast.spn._diagnostics import effective_size, plot, split_r_hat
@@ -23,7 +23,6 @@ from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import Counts, Law, Network
 from pyfast.spn._planner import structure_for, sweeps_for, warm_for
 from pyfast.spn._posterior import Posterior
-from pyfast.spn._random import check_count, check_seed
 from pyfast.spn._resident import Resident, check_gpu, gpu_of
 from pyfast.spn._rows import mean, unique_rows
 from pyfast.spn._structure import Structure
@@ -81,8 +80,9 @@ class BayesSPN:
             marginals). "auto" takes "block" where the network is dense or small, else "isir".
         mode: "instantiated" (weights and leaves are drawn, rows are independent given them), "collapsed" (they are
             integrated out, one row after the other) or "auto".
-        lookahead: height up to which top-down moves sum exactly.
-        candidates: proposals of "isir" from the sum itself; 0 takes one for each child.
+        lookahead: height up to which top-down moves sum exactly; "block" does so at any height.
+        candidates: proposals of "isir" from the sum itself, at least 2; 0 takes one for each child. Other kernels do
+            without.
         hyper: "slice" (masses of layers and strengths of tables' priors are sampled, too), "eb" (empirical Bayes: they
             climb to where they explain the choices best while the first fit burns in, and then stay; a column's
             strength by at most 256 random leaves a step) or "fixed".
@@ -257,6 +257,7 @@ class BayesSPN:
             This estimator.
 
         Raises:
+            TypeError: if ``sweeps`` is not an int.
             ValueError: if ``X`` is another table, ``sweeps`` is too small, or there was no fit.
         """
         with _ranks.agreeing(_SAME, group) as same:
@@ -269,8 +270,7 @@ class BayesSPN:
         encoded = self._encode(X)
         if _fingerprint(encoded) != self._data:
             raise ValueError("X must be the table that was fitted, got another")
-        if not isinstance(sweeps, int) or sweeps < 1:
-            raise ValueError(f"sweeps must be an integer of at least 1, got {sweeps!r}")
+        check_count("sweeps", sweeps, 1)
         rows = unique_rows(encoded)
         warm = warm_for(self.structure_, self.chains * len(rows.rows)) if self.warm is None else self.warm
         plan = self._plan(self.structure_, group, warm)  # as fit does: a chain may have been stopped before it swept
@@ -459,6 +459,7 @@ class BayesSPN:
                 "columns": self.columns_.state_dict(),
                 "chains": [c.state_dict() for c in self._chains] or self._chain_states,
                 "kept": [s._asdict() for s in self._kept],
+                "states": [s._asdict() for s in self.states_],  # mostly the same tensors, which are written once
                 "trace": self._trace,
                 "data": [self._data, self.num_rows_],
                 "until": self._until,
@@ -491,10 +492,11 @@ class BayesSPN:
         model._trace = file["trace"]
         model._data, model.num_rows_ = file["data"]
         model.n_features_in_ = len(model.columns_)
-        done = min(int(c["sweeps"]) for c in file["chains"])
         model._until = file["until"]
-        model._burned = model._burn_in(done)
-        model.states_ = [s for s in model._kept if s.sweep > model._burned] or model._kept
+        model._burned = model._burn_in(min(int(c["sweeps"]) for c in file["chains"]))
+        model.states_ = [State(**s) for s in file["states"]]
+        if not model.states_:
+            raise ValueError(f"path must name a file with kept states, got none in {os.fspath(path)}")
         return model
 
     def predictive_parameters(self, index: int) -> tuple[Tensor, Tensor]:
@@ -575,21 +577,20 @@ class BayesSPN:
             raise ValueError(f"hyper must be slice, eb or fixed, got {self.hyper!r}")
         if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
-        for name, least in (("chains", 1), ("states", 1), ("lookahead", 0), ("candidates", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name, least in (("chains", 1), ("states", 1), ("lookahead", 0)):
+            check_count(name, getattr(self, name), least)
         for name, least in (("hidden", 1), ("sweeps", 1), ("warm", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < least):
-                raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
-        if not 0 <= self.burn < 1 or (self.burn == 0 and self.hyper == "eb"):
-            raise ValueError(f"burn must be in [0, 1), above 0 for hyper='eb', got {self.burn}")
-        for name in ("mass", "kappa"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least)
+        if self.lookahead >= 2**31:
+            raise ValueError(f"lookahead must be below 2^31, got {self.lookahead}")
+        check_candidates(self.candidates)
+        check_burn(self.burn)
+        if self.burn == 0 and self.hyper == "eb":
+            raise ValueError(f"burn must be in (0, 1) for hyper='eb', got {self.burn}")
+        check_positive("mass", self.mass)
+        check_positive("kappa", self.kappa)
+        check_seed(self.seed)
 
     def _plan(self, structure: Structure, group: Any = None, warm: int = 0) -> Plan:
         huge = len(structure.program) == 0 and structure.num_weights > 100_000

@@ -127,7 +127,7 @@ class Columns:
             names: of the columns, for messages; by default those of a DataFrame or their numbers.
 
         Returns:
-            The fitted columns.
+            The fitted columns; with a warning of columns of more than 16 rows of text, each another.
 
         Raises:
             TypeError: if ``X`` or a kind is of another type.
@@ -264,8 +264,8 @@ class Columns:
                     f"rows must hold codes below {len(categories)} in column {self.names[j]!r}, got {x[bad[0], j]} "
                     f"in row {bad[0]}"
                 )
-            text = any(isinstance(c, str) for c in categories)
-            values = np.array([*categories, None if text else math.nan], dtype=object if text else np.float64)
+            python = any(isinstance(c, str | bool) for c in categories)
+            values = np.array([*categories, None if python else math.nan], dtype=object if python else np.float64)
             columns.append(values[code.astype(np.int64)])
         real = (self.family == GAUSSIAN) | (self.family == EXPONENTIAL) | (self.family == OWN)
         dtypes = [

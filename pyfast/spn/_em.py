@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyfast import _ranks
 from pyfast.spn import _scikit
+from pyfast.spn._arguments import check_count, check_positive, check_seed
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import Kind
 from pyfast.spn._hyper import Hyper
@@ -174,17 +174,13 @@ class EM:
     def _check(self) -> None:
         if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
             raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
-        if self.hidden is not None and (not isinstance(self.hidden, int | np.integer) or self.hidden < 1):
-            raise ValueError(f"hidden must be None or an integer of at least 1, got {self.hidden!r}")
-        for name, least in (("iterations", 1), ("patience", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("smoothing", "tolerance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
-        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"seed must be in [0, 2^64), got {self.seed!r}")
+        if self.hidden is not None:
+            check_count("hidden", self.hidden, 1)
+        check_count("iterations", self.iterations, 1)
+        check_count("patience", self.patience, 0)
+        check_positive("smoothing", self.smoothing, or_zero=True)
+        check_positive("tolerance", self.tolerance, or_zero=True)
+        check_seed(self.seed)
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
 

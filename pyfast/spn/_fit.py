@@ -1,6 +1,7 @@
 """How one column is encoded."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ OWN = 7  # a Density
 NAME = {GAUSSIAN: "gaussian", POISSON: "poisson", EXPONENTIAL: "exponential"}
 _KINDS = ("auto", "bernoulli", "categorical", *NAME.values())
 _MOST_CATEGORIES = 4096  # that are taken from data without being declared
+_FEW = 16  # whole numbers that are taken for categories
+_NAMED = 8  # categories in a message
 MOST_POISSON = 2**24  # float32 has all integers below
 _FITTED = 2.0**28  # |value * quantum| of the data fitted: two bits less than leaves can count
 
@@ -83,8 +86,16 @@ def fit(table: Table, column: int, kind: Kind) -> Fit:
     else:
         return _numeric(x, table, column, kind)
     values = tuple(c if isinstance(c, str) else float(c) for c in categories)
+    if set(values) <= {0.0, 1.0} and table.has_truths(column):
+        values = tuple(map(bool, values))
     code = codes(x, values, table, column)
-    count = np.bincount(code[~np.isnan(code)].astype(np.int64), minlength=len(values))
+    known = code[~np.isnan(code)].astype(np.int64)
+    if len(known) == len(values) > _FEW and x.dtype == object and declared is None:
+        warnings.warn(
+            f"column {table.names[column]!r} has another text in each row: nothing can be learned from it",
+            stacklevel=4,
+        )
+    count = np.bincount(known, minlength=len(values))
     return Fit(TABLE, count.astype(np.float64).tolist(), values)
 
 
@@ -113,7 +124,7 @@ def _guess(x: Column, dtype: str) -> str:
         return "gaussian"
     if ((x == 0) | (x == 1)).all():
         return "bernoulli"
-    if len(np.unique(x)) <= 16:
+    if len(np.unique(x)) <= _FEW:
         return "categorical"
     return "poisson" if x.min() >= 0 and x.mean() < 100 and x.max() < MOST_POISSON else "gaussian"
 
@@ -197,9 +208,8 @@ def codes(x: Column, categories: tuple[float | str, ...], table: Table, column: 
             order = np.argsort(numbers, kind="stable")
             at = order[np.minimum(np.searchsorted(numbers[order], x), len(numbers) - 1)]
             code = np.where(missing, math.nan, np.where(numbers[at] == x, at, -1.0))
-    what = f"one of {len(categories)} categories"
-    if categories == (0.0, 1.0):
-        what = "0 or 1"
+    some = ", ".join(map(repr, categories[:_NAMED])) + ", ..." * (len(categories) > _NAMED)
+    what = "0 or 1" if categories == (0.0, 1.0) else f"one of {len(categories)} categories, {some},"
     refuse(code < 0, x, table, column, f"{what} in this column")
     return code
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyfast.spn._arguments import check_count, check_size
 from pyfast.spn._builder import Builder
 from pyfast.spn._chow_liu import BINS, discrete_information, gaussian_information, quantile_codes, spanning_tree
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import GAUSSIAN, TABLE, Kind
-from pyfast.spn._random import check_count
 from pyfast.spn._structure import Structure
 from pyfast.spn._validity import Integers
 
@@ -39,7 +39,8 @@ def hclt(
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if ``hidden`` or ``smoothing`` is too small, or a value of ``X`` does not suit its column.
+        ValueError: if ``hidden`` or ``smoothing`` is too small, the network would have 2^31 weights and leaves or more,
+            or a value of ``X`` does not suit its column.
 
     Source: Liu and Van den Broeck, "Tractable regularization of probabilistic circuits", NeurIPS 2021,
         https://arxiv.org/abs/2106.02264, section 5, for HCLTs; Chow and Liu, 1968, for the tree.
@@ -52,7 +53,10 @@ def hclt(
         Structure(117 nodes, 12 variables, 48 leaves, 45 sums, 180 weights, height 5)
     """
     check_count("hidden", hidden, 1)
-    return hidden_tree(chow_liu(X, columns, smoothing).numpy(), int(hidden))
+    columns = columns if isinstance(columns, Columns) else Columns.fit_encoding(X, columns)
+    k = int(hidden)
+    check_size("hidden", (len(columns) - 1) * k * k + k + len(columns) * k)
+    return hidden_tree(chow_liu(X, columns, smoothing).numpy(), k)
 
 
 def chow_liu(X: Any, columns: Columns | Kind | Sequence[Kind] = "auto", smoothing: float = 1.0) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pyfast import _C
+from pyfast.spn._arguments import check_burn, check_candidates, check_count, check_positive, check_seed
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import OWN, Kind
 from pyfast.spn._network import CHOICES, ORDER, SAMPLE_CHOICES, SAMPLE_STATE, SAMPLE_VALUES, purpose
-from pyfast.spn._random import check_count, check_seed
 from pyfast.spn._rows import mean
 
 
@@ -74,21 +74,6 @@ class ImplicitTree:
         kappa: float = 2.0,
         seed: int = 0,
     ) -> None:
-        check_count("sum_children", sum_children, 1)
-        check_count("product_children", product_children, 2)
-        check_count("candidates", candidates, 0)
-        check_count("sweeps", sweeps, 1)
-        check_count("states", states, 1)
-        check_seed(seed)
-        if sum_children > 2**47:
-            raise ValueError(f"sum_children must be at most 2^47, got {sum_children}")
-        if candidates == 1:
-            raise ValueError("candidates must be 0 or at least 2, got 1")
-        if not 0 <= burn < 1:
-            raise ValueError(f"burn must be in [0, 1), got {burn}")
-        for name, value in (("mass", mass), ("kappa", kappa)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
         self.sum_children, self.product_children, self.columns = sum_children, product_children, columns
         self.candidates, self.sweeps, self.burn, self.states = candidates, sweeps, burn, states
         self.mass, self.kappa, self.seed = mass, kappa, seed
@@ -107,6 +92,7 @@ class ImplicitTree:
             ValueError: if a value does not suit its column, or there is none.
             KeyboardInterrupt: if Ctrl-C comes before the first sweep is done.
         """
+        self._check()
         columns = Columns.fit_encoding(X, self.columns)
         if (columns.family == OWN).any():
             raise ValueError("columns must be of kinds that ImplicitTree knows, got a Density")
@@ -144,6 +130,19 @@ class ImplicitTree:
         self._kept = late[-self.states :]
         self.log_joint_, self.used_nodes_ = torch.tensor(joint, dtype=torch.float64), used
         return self
+
+    def _check(self) -> None:
+        check_count("sum_children", self.sum_children, 1)
+        if self.sum_children > 2**47:
+            raise ValueError(f"sum_children must be at most 2^47, got {self.sum_children}")
+        check_count("product_children", self.product_children, 2)
+        check_candidates(self.candidates)
+        check_count("sweeps", self.sweeps, 1)
+        check_count("states", self.states, 1)
+        check_burn(self.burn)
+        check_positive("mass", self.mass)
+        check_positive("kappa", self.kappa)
+        check_seed(self.seed)
 
     @property
     def num_nodes(self) -> int:

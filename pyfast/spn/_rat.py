@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from pyfast.spn._arguments import check_count, check_seed, check_size
 from pyfast.spn._builder import Builder
-from pyfast.spn._random import check_count, check_seed, keys
+from pyfast.spn._random import keys
 from pyfast.spn._structure import Structure
 
 
@@ -29,7 +30,7 @@ def rat(
 
     Raises:
         TypeError: if an argument is not an int.
-        ValueError: if an argument is too small.
+        ValueError: if an argument is too small, or the network would have 2^31 weights and leaves or more.
 
     Source: Peharz et al., "Random sum-product networks: a simple and effective approach to probabilistic deep
         learning", UAI 2019, algorithms 1 and 2 with two parts to a split.
@@ -44,6 +45,7 @@ def rat(
     for name, value in counts.items():
         check_count(name, value, 1)
     check_seed(seed)
+    check_size("num_variables, replicas, sums and leaves", _size(*map(int, counts.values())))
     build = Builder(int(num_variables))
 
     def region(scope: list[int], depth: int) -> int:
@@ -62,3 +64,21 @@ def rat(
     scopes = [np.argsort(keys(seed, r * num_variables, num_variables), kind="stable").tolist() for r in range(replicas)]
     build.pairs([halves(scope, depth) for scope in scopes], 1)
     return build.structure()
+
+
+def _size(num_variables: int, replicas: int, depth: int, sums: int, leaves: int) -> int:
+    """Number of weights and leaves, in closed form level by level: parts of a level have at most two sizes."""
+    if num_variables == 1:
+        return 2 * leaves
+    weights, level, parts = 0, 0, {num_variables: replicas}
+    while parts:
+        below: dict[int, int] = {}
+        for size, times in parts.items():
+            halves = size - size // 2, size // 2
+            left, right = (leaves if half == 1 or level + 1 == depth else sums for half in halves)
+            weights += times * left * right * (1 if level == 0 else sums)
+            for half in halves:
+                if half > 1 and level + 1 < depth:
+                    below[half] = below.get(half, 0) + times
+        parts, level = below, level + 1
+    return weights + replicas * num_variables * leaves

@@ -3,14 +3,13 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyfast.spn._arguments import check_count, check_seed
 from pyfast.spn._columns import Columns
 from pyfast.spn._network import Network, Parameters
 from pyfast.spn._parameters import Free, start
-from pyfast.spn._random import check_count, check_seed
 from pyfast.spn._structure import Structure
 
 
@@ -64,8 +63,7 @@ class SPN(nn.Module):
         super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be in [0, 2^64), got {seed!r}")
+        check_seed(seed)
         self.structure, self.columns, self.seed = structure, columns, seed
         self._network = Network(structure, columns)
         self._free = Free(self._network)

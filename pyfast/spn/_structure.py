@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyfast.spn import _validity
+from pyfast.spn._arguments import check_count
 from pyfast.spn._program import regions
-from pyfast.spn._random import check_count
 from pyfast.spn._validity import LEAF, SUM
 
 _DTYPES = {

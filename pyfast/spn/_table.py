@@ -19,6 +19,7 @@ class Table:
         pandas = sys.modules.get("pandas")  # a table of pandas has imported it
         self.matrix: NDArray[Any] | None = None  # numbers, where all of them have one dtype
         self._frame: Any = None
+        self._objects: NDArray[Any] | None = None
         self.form = "numpy"
         if pandas is not None and isinstance(x, pandas.DataFrame):
             self.form, self._frame = "pandas", x
@@ -61,7 +62,7 @@ class Table:
             self.matrix = x
         elif x.dtype.kind not in "OUST":
             raise TypeError(f"X must hold numbers or strings, got {x.dtype}")
-        self._objects: NDArray[Any] | None = x
+        self._objects = x
 
     def place(self, row: int, column: int) -> str:
         """Where an element is, for a message."""
@@ -72,6 +73,14 @@ class Table:
         if self._frame is None or self.dtypes[column] != "category":
             return None
         return list(self._frame.iloc[:, column].cat.categories)
+
+    def has_truths(self, column: int) -> bool:
+        """Whether all that is known in a column of Python objects is True or False."""
+        if self.dtypes[column] not in ("object", "category"):
+            return False
+        values = (self._frame.iloc[:, column] if self._objects is None else self._objects[:, column]).tolist()
+        known = {type(v) for v in values if not _missing(v)}
+        return bool(known) and known <= {bool, np.bool_}
 
     def column(self, column: int) -> Column:
         """(rows,) values of one column."""
@@ -117,7 +126,7 @@ class Table:
         text = next((i for i, v in enumerate(values) if isinstance(v, str)), None)
         out = np.full(len(values), None if text is not None else np.nan, object if text is not None else np.float64)
         for row, v in enumerate(values):
-            if v is None or v != v or type(v).__name__ == "NAType":
+            if _missing(v):
                 continue
             if isinstance(v, str) if text is not None else isinstance(v, bool | int | float | np.number | np.bool_):
                 out[row] = v
@@ -125,6 +134,10 @@ class Table:
                 have = "strings" if text is not None else "numbers or strings"
                 raise TypeError(f"X must hold {have} in this column, got {type(v).__name__} {self.place(row, column)}")
         return out
+
+
+def _missing(v: Any) -> bool:
+    return v is None or type(v).__name__ == "NAType" or bool(v != v)
 
 
 def build(
@@ -161,6 +174,8 @@ def _series(pandas: Any, x: Column, dtype: str) -> Any:
     series = pandas.Series(x)
     if dtype == "category":
         return series.astype("category")
+    if dtype == "bool" and series.isna().any():  # pandas would take NaN for True
+        return series
     try:
         return series.astype(dtype)
     except (TypeError, ValueError):  # NaN among integers

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from pyfast.spn._random import check_count, check_seed, keys
+from pyfast.spn._arguments import check_count, check_seed
+from pyfast.spn._random import keys
 from pyfast.spn._structure import Structure
 from pyfast.spn._validity import LEAF, PRODUCT, SUM, Integers, spans
 

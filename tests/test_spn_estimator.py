@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
-from pyfast.spn import EM, BayesSPN, tree
+from pyfast.spn import EM, BayesSPN, ImplicitTree, tree
 
 # Checks that ask for the words of scikit-learn's own messages; ours name the argument, the rule and the value.
 OTHER_WORDS = {
@@ -21,19 +21,24 @@ OTHER_WORDS = {
 }
 WHY_NOT = {
     BayesSPN: OTHER_WORDS,
+    ImplicitTree: OTHER_WORDS,
     EM: OTHER_WORDS | {"check_parameters_default_constructible": "dtype of torch|'dtype'"},
 }
 
 
+KINDS = [BayesSPN, EM, ImplicitTree]
+
+
 def small(kind, **options):
-    return BayesSPN(hidden=2, sweeps=6, **options) if kind is BayesSPN else EM(hidden=2, iterations=4, **options)
+    sizes = {BayesSPN: {"hidden": 2, "sweeps": 6}, EM: {"hidden": 2, "iterations": 4}, ImplicitTree: {"sweeps": 4}}
+    return kind(**sizes[kind] | options)
 
 
 def numbers(n=60, d=3):
     return np.random.default_rng(0).normal(size=(n, d))
 
 
-@pytest.mark.parametrize("kind", [BayesSPN, EM])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")  # of the checks themselves
 def test_scikit_learns_checks(kind):
     found = {r["check_name"]: r for r in check_estimator(small(kind), on_fail=None)}
@@ -44,7 +49,7 @@ def test_scikit_learns_checks(kind):
         assert pytest.raises(AssertionError, match=WHY_NOT[kind][name]).matches(AssertionError(said)), said
 
 
-@pytest.mark.parametrize("kind", [BayesSPN, EM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_clones_pipelines_and_searches(kind):
     X, model = numbers(), small(kind, seed=3)
     copy = clone(model)
@@ -53,8 +58,9 @@ def test_clones_pipelines_and_searches(kind):
     piped = make_pipeline(StandardScaler(), model).fit(X)
     scaled = StandardScaler().fit_transform(X)
     np.testing.assert_array_equal(piped.score_samples(X), clone(model).fit(scaled).score_samples(scaled))
-    found = GridSearchCV(model, {"hidden": [1, 3]}, cv=2).fit(X)
-    assert found.best_params_["hidden"] in (1, 3)
+    name = "states" if kind is ImplicitTree else "hidden"
+    found = GridSearchCV(model, {name: [1, 3]}, cv=2).fit(X)
+    assert found.best_params_[name] in (1, 3)
     assert get_tags(model).input_tags.allow_nan
     assert not get_tags(model).target_tags.required
 
@@ -86,7 +92,7 @@ def test_plot_shows_chains_and_moves():
         BayesSPN().plot()
 
 
-@pytest.mark.parametrize("kind", [BayesSPN, EM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sparse_tables_are_refused(kind):
     from scipy.sparse import csr_array
 
@@ -117,3 +123,15 @@ def test_what_is_printed_is_short():
     assert model.columns_.kinds == {"x": "gaussian", "n": "categorical"}
     assert repr(model.diagnostics()).startswith("Diagnostics(r_hat=")
     assert len(repr(model.diagnostics())) < 150
+
+
+def test_an_implicit_tree_is_changed_and_shown_by_its_arguments():
+    tree = ImplicitTree(10, seed=3)
+    assert repr(tree) == "ImplicitTree(sum_children=10, seed=3)"
+    assert tree.set_params(sweeps=4, seed=0) is tree
+    assert repr(tree) == "ImplicitTree(sum_children=10, sweeps=4)"
+    with pytest.raises(ValueError, match=r"params must be among \['burn', .*\], got width"):
+        tree.set_params(seed=9, width=3)
+    assert tree.seed == 0
+    nodes = tree.fit(numbers()).num_nodes
+    assert tree.set_params(sum_children=99, product_children=9).num_nodes == nodes  # of what was fitted

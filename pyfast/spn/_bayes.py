@@ -1,7 +1,6 @@
 """The estimator: a table in, calibrated probabilities out."""
 
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -154,7 +153,7 @@ class BayesSPN:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments, as scikit-learn's ``clone`` and searches want them."""
-        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+        return _scikit.params(self)
 
     def set_params(self, **params: Any) -> "BayesSPN":
         """Change the constructor's arguments.
@@ -162,20 +161,14 @@ class BayesSPN:
         Raises:
             ValueError: if there is no argument of that name.
         """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"params must be among {sorted(known)}, got {name}")
-            setattr(self, name, value)
+        _scikit.set_params(self, params)
         return self
 
     def __sklearn_tags__(self) -> Any:
         return _scikit.tags()
 
     def __repr__(self) -> str:
-        default = type(self)().get_params()
-        changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not default[k] and v != default[k])
-        return f"BayesSPN({', '.join(changed)})"
+        return _scikit.shown(self)
 
     def fit(self, X: Any, y: None = None, X_test: Any = None, group: Any = None) -> "BayesSPN":
         """Sample the posterior given a table.

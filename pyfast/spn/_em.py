@@ -1,6 +1,5 @@
 """Maximum likelihood by expectation maximisation."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -88,7 +87,7 @@ class EM:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments, as scikit-learn's ``clone`` and searches want them."""
-        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+        return _scikit.params(self)
 
     def set_params(self, **params: Any) -> "EM":
         """Change the constructor's arguments.
@@ -96,20 +95,14 @@ class EM:
         Raises:
             ValueError: if there is no argument of that name.
         """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"params must be among {sorted(known)}, got {name}")
-            setattr(self, name, value)
+        _scikit.set_params(self, params)
         return self
 
     def __sklearn_tags__(self) -> Any:
         return _scikit.tags()
 
     def __repr__(self) -> str:
-        default = type(self)().get_params()
-        changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not default[k] and v != default[k])
-        return f"EM({', '.join(changed)})"
+        return _scikit.shown(self)
 
     def fit(self, X: Any, y: None = None, X_val: Any = None) -> "EM":
         """Learn from a table.

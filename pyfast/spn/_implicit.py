@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast import _C
+from pyfast.spn import _scikit
 from pyfast.spn._arguments import check_burn, check_candidates, check_count, check_positive, check_seed
 from pyfast.spn._columns import Columns
 from pyfast.spn._fit import OWN, Kind
@@ -78,18 +79,38 @@ class ImplicitTree:
         self.candidates, self.sweeps, self.burn, self.states = candidates, sweeps, burn, states
         self.mass, self.kappa, self.seed = mass, kappa, seed
 
-    def fit(self, X: Any) -> "ImplicitTree":
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's ``clone`` and searches want them."""
+        return _scikit.params(self)
+
+    def set_params(self, **params: Any) -> "ImplicitTree":
+        """Change the constructor's arguments.
+
+        Raises:
+            ValueError: if there is no argument of that name.
+        """
+        _scikit.set_params(self, params)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        return _scikit.tags()
+
+    def __repr__(self) -> str:
+        return _scikit.shown(self)
+
+    def fit(self, X: Any, y: None = None) -> "ImplicitTree":
         """Sample the posterior given a table. Ctrl-C ends it within a second; what was sampled until then is kept.
 
         Args:
             X: (N, D) table of numpy, torch or pandas, or a list of rows; NaN, None and NA are missing.
+            y: not used; scikit-learn's pipelines pass it.
 
         Returns:
             This estimator.
 
         Raises:
-            TypeError: if ``X`` is of another type.
-            ValueError: if a value does not suit its column, or there is none.
+            TypeError: if an argument is of another type.
+            ValueError: if an argument is out of range, a value does not suit its column, or there is none.
             KeyboardInterrupt: if Ctrl-C comes before the first sweep is done.
         """
         self._check()
@@ -129,6 +150,7 @@ class ImplicitTree:
         self.columns_, self._rows, self._tables, self._tree = columns, rows, tables, tree
         self._kept = late[-self.states :]
         self.log_joint_, self.used_nodes_ = torch.tensor(joint, dtype=torch.float64), used
+        self.n_features_in_ = rows.shape[1]
         return self
 
     def _check(self) -> None:
@@ -148,10 +170,11 @@ class ImplicitTree:
     def num_nodes(self) -> int:
         """Of the whole tree, used or not."""
         nodes, sizes = 1, {len(self._fitted().columns_): 1}
+        children, most = self._tree[:2]
         while sizes:
             below: dict[int, int] = {}
             for size, times in sizes.items():
-                parts, times = min(size, self.product_children), times * self.sum_children
+                parts, times = min(size, most), times * children
                 nodes += times * (1 + parts)
                 for part, number in ((size // parts, parts - size % parts), (size // parts + 1, size % parts)):
                     if number and part > 1:
@@ -177,15 +200,12 @@ class ImplicitTree:
             _C.spn.implicit_log_prob(self._tables, self._rows, choices, *self._tree, rows, out)
         return found.logsumexp(0) - math.log(len(found)) + self.columns_.log_base(rows)
 
-    def score(self, X: Any) -> float:
-        """Mean of :meth:`log_prob`.
+    def score_samples(self, X: Any) -> Any:
+        """:meth:`log_prob` as a numpy array, as scikit-learn's density estimators have it."""
+        return self.log_prob(X).numpy()
 
-        Args:
-            X: (N, D) table.
-
-        Raises:
-            ValueError: if a value does not suit its column, or there was no fit.
-        """
+    def score(self, X: Any, y: None = None) -> float:
+        """Mean of :meth:`log_prob`, in nats a row."""
         return mean(self.log_prob(X))
 
     def sample(self, n: int = 1, evidence: Any = None, seed: int = 0) -> Any:

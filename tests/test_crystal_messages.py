@@ -266,13 +266,18 @@ def test_table_reaches_its_tolerance(network):
 
 
 def test_table_is_exact_where_no_table_will_do():
-    table = RadialTable(lambda r: (r[:, None] > 1.0).float(), 3.0)
+    rule = "the network of a RadialTable is called for every edge, slowly: "
+    with pytest.warns(UserWarning, match=rf"^{rule}16384 knots err by 5.*e-01 of its .*, tolerance 1e-05$") as seen:
+        table = RadialTable(lambda r: (r[:, None] > 1.0).float(), 3.0)
+    assert [w.filename for w in seen] == [__file__]
     assert table.exact
+    table.refresh()  # warns no more
     graph, x, _, _, _ = example(13, 100, 1, torch.float32)
     want = reference.conv(x, (graph.distance > 1).float()[:, None], graph.source, graph.target, 13)
     torch.testing.assert_close(conv(x, table, graph), want)
     torch.testing.assert_close(conv(x, table, graph, weight=torch.full((100,), 2.0)), 2 * want)
-    assert RadialTable(lambda r: (1 / r)[:, None], 3.0).exact  # not finite at 0
+    with pytest.warns(UserWarning, match=rf"^{rule}it is not finite everywhere in \[0, 3\]$"):
+        assert RadialTable(lambda r: (1 / r)[:, None], 3.0).exact
     assert not RadialTable(lambda r: (1 / r)[:, None], 3.0, minimum=0.5).exact
     far = graph._replace(distance=graph.distance + 3)
     for call in (lambda: conv(x, table, far), lambda: table(far.distance.float())):
@@ -288,6 +293,7 @@ def test_a_table_of_another_width_is_refused():
         conv(x, table, graph)
 
 
+@pytest.mark.filterwarnings("ignore:the network of a RadialTable is called")
 @pytest.mark.parametrize("most", [256, 2])
 def test_padding_may_lie_where_no_table_reaches(most):
     """Its distance is 0, where a network may be singular."""
@@ -361,6 +367,29 @@ def test_table_sees_parameters_that_change(network):
 def test_table_refuses_by_name(wrong, error, message):
     with pytest.raises(error, match=message):
         RadialTable(**({"network": lambda r: r[:, None], "cutoff": 3.0} | wrong))
+
+
+def test_a_network_that_fails_says_what_it_was_called_with():
+    broken = torch.nn.Linear(1, 4).double()  # wants (M, 1)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        RadialTable(broken, 3.0)
+    where = "RadialTable: network must return (256, F) for distances of shape (256,), torch.float64, on cpu"
+    assert caught.value.__notes__ == [where]
+
+
+def test_training_that_outgrows_the_table_warns():
+    network = torch.nn.Module()
+    network.steep = torch.nn.Parameter(torch.tensor(1.0))
+    network.forward = lambda r: torch.sigmoid(network.steep * (r - 1.234))[:, None]
+    table = RadialTable(network, 3.0, most=512)
+    assert not table.exact
+    network.steep.data.fill_(1e6)
+    with pytest.warns(UserWarning, match="is called for every edge") as seen:
+        table.refresh()
+    assert [w.filename for w in seen] == [__file__]
+    network.steep.data.fill_(1.0)
+    table.refresh()
+    assert not table.exact
 
 
 @pytest.mark.parametrize("value", [-0.1, 3.1, math.nan, math.inf])

@@ -1,6 +1,7 @@
 """Radial networks as tables: everything that depends on a distance alone is computed once per knot, not per edge."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ class RadialTable(torch.nn.Module):
     The table holds values and slopes at uniform knots and interpolates by cubic Hermite pieces, so that it has a
     continuous derivative, and an error that falls with the fourth power of the spacing. When it is made, and whenever
     ``refresh`` is called, it is compared with the network between its knots; knots are doubled until the error is
-    within the tolerance. Where even ``most`` knots do not do, ``exact`` becomes True and the network itself is used,
-    edge by edge.
+    within the tolerance. Where even ``most`` knots do not do, ``exact`` becomes True, with a warning, and the network
+    itself is used, edge by edge.
 
     Training goes through it: gradients of the table are summed per knot, in a fixed order, and go on through the
     network at the knots. Parameters that change are seen at once, as the table is computed anew for them; that it is
@@ -85,20 +86,24 @@ class RadialTable(torch.nn.Module):
         self.cutoff, self.minimum, self.tolerance, self.most = float(cutoff), float(minimum), float(tolerance), most
         self.num_knots, self.exact, self.error = knots, False, math.inf
         self._cache: tuple[Any, Tensor] | None = None
-        self.refresh()
+        self._refine()
 
     @property
     def spacing(self) -> float:
         """Å between knots."""
         return (self.cutoff - self.minimum) / (self.num_knots - 1)
 
-    @torch.no_grad()
     def refresh(self) -> float:
         """Compare with the network between the knots, and double the knots until they do.
 
         Returns:
             The error, as a share of the network's largest value; NaN where the network is not finite.
         """
+        return self._refine()
+
+    @torch.no_grad()
+    def _refine(self) -> float:
+        was_exact = self.exact
         while True:
             table = self._tabulate()
             middle = self._places(0.5)
@@ -107,8 +112,14 @@ class RadialTable(torch.nn.Module):
             self.error = float(error / truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny))
             self.exact = not self.error <= self.tolerance
             if not self.exact or 2 * self.num_knots > self.most:
-                return self.error
+                break
             self.num_knots *= 2
+        if self.exact and not was_exact:
+            why = f"{self.num_knots} knots err by {self.error:.1e} of its largest value, tolerance {self.tolerance:g}"
+            if not math.isfinite(self.error):
+                why = f"it is not finite everywhere in [{self.minimum:g}, {self.cutoff:g}]"
+            warnings.warn(f"the network of a RadialTable is called for every edge, slowly: {why}", stacklevel=4)
+        return self.error
 
     def values(self) -> Tensor:
         """The table (knots, 2, F): values, and slopes times the spacing; differentiable in the network's parameters.
@@ -171,7 +182,12 @@ class RadialTable(torch.nn.Module):
         return (self.minimum + places * self.spacing).to(dtype)
 
     def _call(self, r: Tensor) -> Tensor:
-        out = self.network(r)
+        try:
+            out = self.network(r)
+        except Exception as error:
+            got = f"({r.shape[0]},), {r.dtype}, on {r.device}"
+            error.add_note(f"RadialTable: network must return ({r.shape[0]}, F) for distances of shape {got}")
+            raise
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != r.shape[0] or not out.shape[1]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"network must return ({r.shape[0]}, F) for ({r.shape[0]},) distances, got {got}")

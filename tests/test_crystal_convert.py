@@ -420,6 +420,7 @@ def test_what_is_printed_is_short():
     assert repr(crystals) == "Crystals(1 structures, 1 atoms, torch.float64)"
     assert repr(graph) == "PeriodicGraph(1 structures, 1 atoms, 12 edges)"
     assert repr(crystal.voronoi_graph(crystals)) == "VoronoiGraph(PeriodicGraph(1 structures, 1 atoms, 12 edges))"
+    assert repr(crystal.triplet_tiles(graph)) == "Tiles(1 atoms, 144 pairs)"
     near = crystal.NeighborList(3.0, skin=0.5)
     near(crystals)
     assert repr(near) == "NeighborList(cutoff=3.0, skin=0.5, rebuilds=1)"

@@ -70,6 +70,18 @@ def test_public_functions_are_documented(family):
                 assert f"{argument}:" in text, f"{family}.{name} does not explain {argument}"
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if hasattr(getattr(pyfast, f), "__all__")])
+def test_help_lists_what_there_is(family):
+    module = getattr(pyfast, family)
+    listed = re.findall(r"^    (\w+): \S", module.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(module.__all__) == dir(module)
+    assert all(hasattr(module, name) for name in listed)
+
+
+def test_dir_is_what_is_public():
+    assert dir(pyfast) == sorted([*FAMILIES, "__version__"])
+
+
 def test_docstring_examples_run():
     for file in sorted((ROOT / "pyfast").rglob("*.py")):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

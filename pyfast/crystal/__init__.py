@@ -1,4 +1,51 @@
-"""Periodic crystals: graphs, geometry and message passing."""
+"""Periodic crystals: graphs, geometry and message passing.
+
+Structures:
+    Crystals: a batch of them; what makes graphs takes it for its first arguments.
+    convert: Crystals from and to ASE, pymatgen, PyTorch Geometric, files.
+    lattice_from_parameters: cells from lengths and angles.
+
+Graphs:
+    radius_graph: all neighbours within a cutoff, of a batch.
+    neighbors: the same, of one structure.
+    knn_graph: the k nearest.
+    crystal_nn_graph: bonds, as CrystalNN finds them.
+    voronoi_graph: neighbours that share a face of their Voronoi cells.
+    NeighborList: neighbours of atoms that move a little at a time.
+    neighbor_list: a stand-in for that of ASE and matscipy.
+    torch_sim_neighbors: a neighbour list function for TorchSim.
+    PeriodicGraph: what a graph is.
+    VoronoiGraph: a graph with the faces of its edges.
+    Status: bits that say what is wrong with a structure.
+
+Geometry, differentiable:
+    edge_vectors: the vector of every edge.
+    lengths: of vectors, with a derivative at 0.
+    angles: between vectors, exact near 0 and pi.
+    minimum_image: the shortest image of every vector.
+    forces_and_stress: from an energy of edge vectors.
+
+Messages:
+    conv: continuous-filter convolution.
+    RadialTable: a network of distance, read from a table.
+    segment_sum: sums over the edges of an atom or structure.
+    segment_mean: means.
+    segment_max: maxima.
+    segment_softmax: attention over edges.
+
+Triplets:
+    triplet_tiles: pairs of edges that meet, one tile for each atom.
+    Tiles: what those are.
+    triplet_indices: triplets as two arrays of edges.
+    quadruplet_indices: chains of four atoms as three arrays of edges.
+    cosines: of the angle of every triplet.
+    legendre: Legendre polynomials of them.
+    angular_sum: sums over triplets with weights by angle, as in GemNet and DimeNet++.
+    gemnet_triplets: GemNet's triplet interaction whole.
+    pair_sum: sums over triplets with weights of your own.
+
+Lengths are in Å. The page is docs/crystal.md.
+"""
 
 from pyfast.crystal import convert
 from pyfast.crystal._arguments import Crystals
@@ -66,3 +113,7 @@ __all__ = [
     "triplet_tiles",
     "voronoi_graph",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,7 @@
-"""Crystals from and to ASE, pymatgen and PyTorch Geometric, which are imported when they are used."""
+"""Crystals from and to ASE, pymatgen and PyTorch Geometric, which are imported when they are used.
+
+``pip install "pyfast-kernels[crystal]"`` brings the first two, ``"pyfast-kernels[pyg]"`` the last.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -185,8 +185,8 @@ class RadialTable(torch.nn.Module):
         try:
             out = self.network(r)
         except Exception as error:
-            got = f"({r.shape[0]},), {r.dtype}, on {r.device}"
-            error.add_note(f"RadialTable: network must return ({r.shape[0]}, F) for distances of shape {got}")
+            given = f"({r.shape[0]},), {r.dtype}, on {r.device}"
+            error.add_note(f"RadialTable: network must return ({r.shape[0]}, F) for distances of shape {given}")
             raise
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != r.shape[0] or not out.shape[1]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

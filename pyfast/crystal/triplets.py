@@ -28,6 +28,9 @@ class Tiles(NamedTuple):
     tile_ptr: Tensor
     keep: Tensor
 
+    def __repr__(self) -> str:
+        return f"Tiles({len(self.ptr) - 1:,} atoms, {len(self.keep):,} pairs)"
+
     @property
     def pairs(self) -> tuple[Tensor, Tensor]:
         """The row's and the column's edge of all T pairs, kept or not."""

@@ -11,6 +11,7 @@ level of ``torch.func`` at a time; eager calls enter it directly and skip a trip
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -228,6 +229,26 @@ def define(
     torch.library.register_vmap(op, batched, lib=_library)
     run.__name__ = run.__qualname__ = operator
     return run
+
+
+_LARGE = 2**20  # bytes: less is not worth pages of its own
+_DLPACK = {
+    torch.int32: (0, 32), torch.int64: (0, 64),
+    torch.float16: (2, 16), torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16),
+}  # fmt: skip
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``like.new_empty(shape)`` for an output that may be large: on the CPU, memory that is quick to write first."""
+    dtype = like.dtype if dtype is None else dtype
+    if type(like) not in _DENSE or like.device.type != "cpu" or dtype not in _DLPACK or min(shape, default=0) < 1:
+        return like.new_empty(shape, dtype=dtype)
+    capsule = None
+    if _LARGE <= math.prod(shape) * dtype.itemsize < 2**48:
+        capsule = _C.memory.allocate(shape, *_DLPACK[dtype])
+    if capsule is not None:
+        return torch.utils.dlpack.from_dlpack(capsule)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def plain(*tensors: Any) -> bool:

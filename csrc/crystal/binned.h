@@ -14,74 +14,117 @@ inline bool first_half(int64_t i, int64_t j, Shift t) {
     return i < j || (i == j && t > Shift{0, 0, 0});
 }
 
-// The edges of one atom, sorted by source and shift.
+// The edges of one atom: found in the order of images, written in the order of sources.
+template <class Index, class Real>
 class Row {
   public:
-    int64_t n = 0;
+    explicit Row(const Bins& bins) : bins(bins) {}
 
-    void reserve(int64_t room) {
-        if (int64_t(source_.size()) >= room + 16) return;
-        for (auto* column : {&source_, &sorted_source_, &rank_}) column->resize(2 * room + 16);
-        for (auto* column : {&squared_, &sorted_squared_}) column->resize(2 * room + 16);
-        for (auto* column : {&shift_, &sorted_shift_}) column->resize(2 * room + 16);
+    // The edges of atom p to those of what lies around it that were hit, as many as `room`, from edge `at` on.
+    bool write(const Around& around, int64_t p, int64_t found, int64_t at, int64_t room,
+               const Edges<Index, Real>& out) {
+        const Structure& s = bins.s;
+        const int64_t i = bins.atom[p];
+        if (s.half) found = halve(around, p, found);
+        if (found != room) return false;
+        for (int64_t k = 0; k < found; ++k) source[k] = bins.atom[around.place[hit[k]]];
+        measure(around, p, found);
+        rank_sources(found);
+        const int32_t *from = source.data(), *r = rank.data();
+        const double* d = distance.data();
+        const Int4* t = shift.data();
+        Index* const to = out.source + at;
+        Real* const length = out.distance + at;
+        int32_t* const cells = out.shift + 3 * at;
+        const Index first = Index(s.first);
+        for (int64_t k = 0; k < found; ++k) to[r[k]] = first + Index(from[k]);
+        for (int64_t k = 0; k < found; ++k) length[r[k]] = Real(d[k]);
+        if (around.home)
+            std::fill(cells, cells + 3 * found, 0);
+        else
+            for (int64_t k = 0; k < found; ++k) std::memcpy(cells + 3 * r[k], &t[k], 12);
+        std::fill(out.target + at, out.target + at + found, Index(s.first + i));
+        return true;
     }
 
-    void add(int32_t source, double squared, Shift t) {
-        source_[n] = source, squared_[n] = squared, shift_[n] = t;
-        ++n;
+    // Room for as many hits.
+    void reserve(int64_t n) {
+        if (int64_t(hit.size()) >= n + 16) return;
+        for (auto* column : {&hit, &source, &rank, &order, &other}) column->resize(2 * n + 16);
+        distance.resize(hit.size()), shift.resize(hit.size());
     }
 
-    // Writes them from edge `at` on.
-    template <class Index, class Real>
-    void write(Index first, Index target, int64_t at, const Edges<Index, Real>& out) {
-        sort();
-        for (int64_t k = 0; k < n; k += 4)
-            store_lanes(&sorted_squared_[k], root(load_lanes<Double4>(&sorted_squared_[k])));
-        for (int64_t k = 0; k < n; ++k) out.source[at + k] = first + Index(sorted_source_[k]);
-        for (int64_t k = 0; k < n; ++k) out.target[at + k] = target;
-        for (int64_t k = 0; k < n; ++k) out.distance[at + k] = Real(sorted_squared_[k]);
-        std::memcpy(&out.shift[3 * at], sorted_shift_.data(), n * sizeof(Shift));
-    }
+    std::vector<int32_t> hit;  // among what lies around
 
   private:
-    void sort() {
-        int32_t* __restrict r = rank_.data();
-        const int32_t* __restrict from = source_.data();
-        if (n <= 160) {  // count what comes before each: no branches
-            for (int64_t k = n; k < n + 8; ++k) source_[k] = 0;
-            for (int64_t k = 0; k < n; k += 8) {
-                const Int8 mine = load_lanes<Int8>(from + k);
-                Int8 before = {};
-                for (int64_t e = 0; e < k; ++e) before -= all8(from[e]) <= mine;
-                for (int64_t e = k; e < std::min(k + 8, n); ++e)
-                    before -= (all8(from[e]) < mine) | ((all8(from[e]) == mine) & (all8(int32_t(e - k)) < ramp8));
-                for (int64_t e = k + 8; e < n; ++e) before -= all8(from[e]) < mine;
-                store_lanes(r + k, before);
-            }
-        } else {
-            order_.resize(n);
-            for (int64_t e = 0; e < n; ++e) order_[e] = int32_t(e);
-            std::sort(order_.begin(), order_.end(),
-                      [from](int32_t e, int32_t f) { return from[e] != from[f] ? from[e] < from[f] : e < f; });
-            for (int64_t k = 0; k < n; ++k) r[order_[k]] = int32_t(k);
+    int64_t halve(const Around& around, int64_t p, int64_t found) {
+        int64_t kept = 0;
+        for (int64_t k = 0; k < found; ++k) {
+            const int32_t h = hit[k], q = around.place[h];
+            hit[kept] = h;
+            kept += first_half(bins.atom[p], bins.atom[q], bins.shift(p, q, around.image(h)));
         }
-        for (int64_t e = 0; e < n; ++e)
-            sorted_source_[r[e]] = source_[e], sorted_squared_[r[e]] = squared_[e], sorted_shift_[r[e]] = shift_[e];
-        bool repeated = false;
-        for (int64_t k = 1; k < n; ++k) repeated |= sorted_source_[k] == sorted_source_[k - 1];
-        for (int64_t k = 1; repeated && k < n; ++k) {  // images of one source
-            const Shift shift = sorted_shift_[k];
-            const double squared = sorted_squared_[k];
-            int64_t at = k;
-            for (; at > 0 && sorted_source_[at - 1] == sorted_source_[k] && sorted_shift_[at - 1] > shift; --at)
-                sorted_shift_[at] = sorted_shift_[at - 1], sorted_squared_[at] = sorted_squared_[at - 1];
-            sorted_shift_[at] = shift, sorted_squared_[at] = squared;
+        return kept;
+    }
+
+    // Shifts and distances, four at a time.
+    void measure(const Around& around, int64_t p, int64_t found) {
+        const Vec own = bins.x[p];
+        for (int64_t k = found; k < found + 3; ++k) hit[k] = 0;
+        for (int64_t k = 0; k < found; k += 4) {
+            const Vec* x[4];
+            for (int m = 0; m < 4; ++m) x[m] = &bins.x[around.place[hit[k + m]]];
+            Double4 vx = Double4{x[0]->x, x[1]->x, x[2]->x, x[3]->x} - all4(own.x);
+            Double4 vy = Double4{x[0]->y, x[1]->y, x[2]->y, x[3]->y} - all4(own.y);
+            Double4 vz = Double4{x[0]->z, x[1]->z, x[2]->z, x[3]->z} - all4(own.z);
+            if (!around.home) {
+                Vec o[4];
+                for (int m = 0; m < 4; ++m) {
+                    const int32_t h = hit[k + m];
+                    const Shift t = bins.shift(p, around.place[h], around.image(h));
+                    shift[k + m] = Int4{t.a, t.b, t.c, 0};
+                    o[m] = bins.lattice.offset(t.a, t.b, t.c);
+                }
+                vx += Double4{o[0].x, o[1].x, o[2].x, o[3].x};
+                vy += Double4{o[0].y, o[1].y, o[2].y, o[3].y};
+                vz += Double4{o[0].z, o[1].z, o[2].z, o[3].z};
+            }
+            store_lanes(&distance[k], root((vx * vx + vy * vy) + vz * vz));
         }
     }
 
-    std::vector<int32_t> source_, sorted_source_, rank_, order_;
-    std::vector<double> squared_, sorted_squared_;
-    std::vector<Shift> shift_, sorted_shift_;
+    // Where each source stands among all: equal ones as they come.
+    void rank_sources(int64_t n) {
+        int32_t *r = rank.data(), *from = source.data();
+        if (n > 160) return rank_by_digits(n);
+        for (int64_t k = n; k < n + 8; ++k) from[k] = 0;
+        for (int64_t k = 0; k < n; k += 8) {  // count what comes before each: no branches
+            const Int8 mine = load_lanes<Int8>(from + k);
+            Int8 before = {};
+            for (int64_t e = 0; e < k; ++e) before -= all8(from[e]) <= mine;
+            for (int64_t e = k; e < std::min(k + 8, n); ++e)
+                before -= (all8(from[e]) < mine) | ((all8(from[e]) == mine) & (all8(int32_t(e - k)) < ramp8));
+            for (int64_t e = k + 8; e < n; ++e) before -= all8(from[e]) < mine;
+            store_lanes(r + k, before);
+        }
+    }
+
+    void rank_by_digits(int64_t n) {
+        for (int64_t k = 0; k < n; ++k) order[k] = int32_t(k);
+        for (int digit = 0; (bins.s.n - 1) >> digit; digit += 8) {
+            int32_t start[257] = {};
+            for (int64_t k = 0; k < n; ++k) ++start[(source[k] >> digit & 255) + 1];
+            for (int b = 0; b < 256; ++b) start[b + 1] += start[b];
+            for (int64_t k = 0; k < n; ++k) other[start[source[order[k]] >> digit & 255]++] = order[k];
+            order.swap(other);
+        }
+        for (int64_t k = 0; k < n; ++k) rank[order[k]] = int32_t(k);
+    }
+
+    const Bins& bins;
+    std::vector<int32_t> source, rank, order, other;
+    std::vector<double> distance;
+    std::vector<Int4> shift;
 };
 
 inline void count_rows(const Bins& bins, int64_t* counts, bool& any_coincident) {
@@ -96,14 +139,14 @@ inline void count_rows(const Bins& bins, int64_t* counts, bool& any_coincident) 
             around.gather(b);
             for (int64_t p = bins.begin[b]; p < bins.begin[b + 1]; ++p) {
                 int64_t found = 0;
-                around.search(p, [&](size_t run, int64_t q, unsigned near) {
+                around.search(p, [&](int64_t q, unsigned near) {
                     if (!s.half) {
                         found += std::popcount(near);
                         return;
                     }
                     for (; near; near &= near - 1) {
-                        const int64_t l = q + std::countr_zero(near);
-                        found += first_half(bins.atom[p], bins.atom[l], bins.shift(p, l, around.runs[run].image));
+                        const int64_t h = q + std::countr_zero(near), l = around.place[h];
+                        found += first_half(bins.atom[p], bins.atom[l], bins.shift(p, l, around.image(h)));
                     }
                 });
                 counts[bins.atom[p]] = found;
@@ -122,32 +165,20 @@ bool fill_rows(const Bins& bins, const Index* ptr, const Edges<Index, Real>& out
 #pragma omp parallel if (parallel(64 * s.n))
     {
         Around around(bins);
-        Row row;
-        std::vector<int32_t> place, run_of;  // of what is near an atom
+        Row<Index, Real> row(bins);
 #pragma omp for schedule(dynamic, 64)
         for (int64_t b = 0; b < bins.size(); ++b) {
             if (bins.begin[b] == bins.begin[b + 1]) continue;
             around.gather(b);
             row.reserve(around.n);
-            if (int64_t(place.size()) < around.n + 16) place.resize(2 * around.n + 16), run_of.resize(place.size());
             for (int64_t p = bins.begin[b]; p < bins.begin[b + 1]; ++p) {
                 int64_t found = 0;
-                around.search(p, [&](size_t run, int64_t q, unsigned near) {
-                    compress(&place[found], ramp8 + int32_t(q), near);
-                    store_lanes(&run_of[found], all8(int32_t(run)));
+                around.search(p, [&](int64_t q, unsigned near) {
+                    compress(&row.hit[found], ramp8 + int32_t(q), near);
                     found += std::popcount(near);
                 });
-                row.n = 0;
-                const int64_t i = bins.atom[p];
-                for (int64_t k = 0; k < found; ++k) {
-                    const int64_t q = place[k];
-                    const Shift t = bins.shift(p, q, around.runs[run_of[k]].image);
-                    if (!s.half || first_half(i, bins.atom[q], t)) row.add(bins.atom[q], bins.squared(p, q, t), t);
-                }
-                if (row.n != int64_t(ptr[i + 1]) - int64_t(ptr[i]))
-                    wrong = true;
-                else
-                    row.write(Index(s.first), Index(s.first + i), int64_t(ptr[i]), out);
+                const Index* at = &ptr[bins.atom[p]];
+                if (!row.write(around, p, found, int64_t(at[0]), int64_t(at[1]) - int64_t(at[0]), out)) wrong = true;
             }
         }
     }

@@ -24,6 +24,7 @@ struct Shift {
 // The atoms of a structure sorted into bins, each moved into the cell by its shift.
 struct Bins {
     static constexpr int64_t most_images = 64;  // bins to each side: beyond, pairs are as good
+    static constexpr double most_around = 4e6;  // atoms around one bin, as laid out for every thread
 
     const Lattice& lattice;
     const Structure& s;
@@ -32,9 +33,10 @@ struct Bins {
     double widest = 0;            // the largest coordinate, also of atoms as seen from images of bins
     std::vector<int32_t> atom;    // sorted by bin
     std::vector<int64_t> begin;   // of each bin
-    std::vector<Vec> x, inside;   // as given, and moved into the cell, seen from its middle
+    std::vector<Vec> x;           // as given
     std::vector<Shift> moved;
-    std::vector<float> fx, fy, fz;  // inside, and room to read on
+    std::vector<uint8_t> still;     // of each bin, whether all of its atoms were in the cell
+    std::vector<float> fx, fy, fz;  // moved into the cell, seen from its middle
     bool usable = true;
 
     Bins(const Lattice& lattice, const Structure& s) : lattice(lattice), s(s), reach(lattice, s.cutoff, s.low, s.high) {
@@ -54,11 +56,13 @@ struct Bins {
         while (double(count[0]) * double(count[1]) * double(count[2]) > double(s.n) + 1)
             for (int64_t& c : count) c = std::max<int64_t>(1, c - (c + 7) / 8);
         Vec middle{0, 0, 0};
+        double near = double(s.n);
         for (int k = 0; k < 3; ++k) {
             const double bins = far * double(count[k]) / (extent[k] * lattice.spacing[k]);
             around[k] =
                 lattice.periodic[k] ? int64_t(std::min(std::ceil(bins), 1e6)) : std::min<int64_t>(count[k] - 1, 1);
             usable = usable && around[k] <= most_images * count[k];
+            near *= lattice.periodic[k] ? double(2 * around[k] + 1) / double(count[k]) : 1.0;
             const double edge = lattice.periodic[k] ? norm(lattice.cell[k]) : extent[k];
             widest += double(around[k] + 1) * edge / double(count[k]);
             middle = middle + 0.5 * lattice.cell[k];
@@ -66,6 +70,7 @@ struct Bins {
                 middle = middle + (low[k] + extent[k] / 2) / dot(lattice.reciprocal[k], lattice.reciprocal[k]) *
                                       lattice.reciprocal[k];
         }
+        usable = usable && near <= most_around;
         if (!usable) return;
         std::vector<int32_t> bin(s.n);
         std::vector<Shift> move(s.n);
@@ -85,20 +90,20 @@ struct Bins {
         begin.assign(size() + 1, 0);
         for (int64_t i = 0; i < s.n; ++i) ++begin[bin[i] + 1];
         for (int64_t b = 0; b < size(); ++b) begin[b + 1] += begin[b];
+        still.assign(size(), 1);
+        for (int64_t i = 0; i < s.n; ++i) still[bin[i]] &= move[i] == Shift{0, 0, 0};
         atom.resize(s.n);
         {
             std::vector<int64_t> next(begin.begin(), begin.end() - 1);
             for (int64_t i = 0; i < s.n; ++i) atom[next[bin[i]]++] = int32_t(i);
         }
-        x.resize(s.n), inside.resize(s.n), moved.resize(s.n);
-        fx.resize(s.n + 8), fy.resize(s.n + 8), fz.resize(s.n + 8);
+        x.resize(s.n), moved.resize(s.n), fx.resize(s.n), fy.resize(s.n), fz.resize(s.n);
         double largest = 0;
 #pragma omp parallel for schedule(static) reduction(max : largest) if (parallel(4 * s.n))
         for (int64_t q = 0; q < s.n; ++q) {
             const int64_t i = atom[q];
             x[q] = s.x[i], moved[q] = move[i];
             const Vec v = (x[q] + lattice.offset(moved[q].a, moved[q].b, moved[q].c)) - middle;
-            inside[q] = v;
             fx[q] = single(v.x), fy[q] = single(v.y), fz[q] = single(v.z);
             largest = std::max({largest, std::abs(v.x), std::abs(v.y), std::abs(v.z)});
         }
@@ -118,15 +123,10 @@ struct Bins {
     }
 };
 
-// What lies around one bin.
+// What lies around one bin, side by side, in the order of images: atoms of one source come in the order of their
+// shifts.
 class Around {
   public:
-    struct Run {
-        int64_t from, to;  // places in the bins
-        Shift image;
-        Vec offset;
-    };
-
     explicit Around(const Bins& bins) : bins(bins) {
         const double r = bins.reach.radius, margin = 1e-6 * (bins.widest + r) * r, limit = bins.s.limit;
         const double slack = margin + 8 * bins.reach.slack * (r + bins.reach.slack);
@@ -136,15 +136,21 @@ class Around {
     }
 
     bool coincident = false;
-    int64_t n = 0;  // atoms around
-    std::vector<Run> runs;
+    bool home = false;                // whether no edge between atoms around has a shift
+    int64_t n = 0;                    // atoms around
+    std::vector<int32_t> place, run;  // of each in the bins, and with which others it was found
+    std::vector<float> fx, fy, fz;    // where, and room to read on
 
-    // Finds the runs of atoms around a bin.
+    // The cell in which one of them lies.
+    Shift image(int64_t h) const { return images[run[h]]; }
+
+    // Finds the atoms around a bin.
     void gather(int64_t bin) {
         const auto& c = bins.count;
         const int64_t at[3] = {bin / (c[1] * c[2]), bin / c[2] % c[1], bin % c[2]};
         n = 0;
-        runs.clear();
+        images.clear();
+        home = true;
         for (int64_t a = at[0] - bins.around[0]; a <= at[0] + bins.around[0]; ++a) {
             if (outside(0, a)) continue;
             const int64_t sa = whole(a, c[0]), ra = a - sa * c[0];
@@ -156,40 +162,30 @@ class Around {
                 while (z <= last) {  // as far as the cell goes
                     const int64_t sc = whole(z, c[2]), rc = z - sc * c[2], run = std::min(c[2] - rc, last - z + 1);
                     const int64_t row = (ra * c[1] + rb) * c[2] + rc;
-                    const int64_t from = bins.begin[row], to = bins.begin[row + run];
-                    if (from < to)
-                        runs.push_back({from,
-                                        to,
-                                        {int32_t(sa), int32_t(sb), int32_t(sc)},
-                                        bins.lattice.offset(double(sa), double(sb), double(sc))});
-                    n += to - from;
+                    add(bins.begin[row], bins.begin[row + run], {int32_t(sa), int32_t(sb), int32_t(sc)});
+                    home = home && images.back() == Shift{0, 0, 0};
+                    for (int64_t k = row; k < row + run; ++k) home = home && bins.still[k];
                     z += run;
                 }
             }
         }
     }
 
-    // Calls found(run, first of eight, which) for what is near atom p of the bin, in the order of gathering.
+    // Calls found(first of eight, which) for what is near atom p of the bin, in the order of gathering.
     template <class F>
     void search(int64_t p, F&& found) {
-        const float *fx = bins.fx.data(), *fy = bins.fy.data(), *fz = bins.fz.data();
-        for (size_t k = 0; k < runs.size(); ++k) {
-            const Run run = runs[k];
-            const Vec from = bins.inside[p] - run.offset;
-            const Float8 x = all8(Bins::single(from.x)), y = all8(Bins::single(from.y)), z = all8(Bins::single(from.z));
-            for (int64_t q = run.from; q < run.to; q += 8) {
-                const Float8 dx = load_lanes<Float8>(fx + q) - x, dy = load_lanes<Float8>(fy + q) - y;
-                const Float8 dz = load_lanes<Float8>(fz + q) - z, square = dx * dx + dy * dy + dz * dz;
-                unsigned near = bits(square <= likely);
-                if (run.to - q < 8) near &= (1u << (run.to - q)) - 1;
-                if (!near) continue;
-                unsigned open = near & ~bits((square < sure) & (square > tiny));
-                for (; open; open &= open - 1) {
-                    const int lane = std::countr_zero(open);
-                    if (!decide(p, q + lane, run.image)) near &= ~(1u << lane);
-                }
-                if (near) found(k, q, near);
+        const Float8 x = all8(bins.fx[p]), y = all8(bins.fy[p]), z = all8(bins.fz[p]);
+        for (int64_t q = 0; q < n; q += 8) {
+            const Float8 dx = load_lanes<Float8>(&fx[q]) - x, dy = load_lanes<Float8>(&fy[q]) - y;
+            const Float8 dz = load_lanes<Float8>(&fz[q]) - z, square = dx * dx + dy * dy + dz * dz;
+            unsigned near = bits(square <= likely);
+            if (n - q < 8) near &= (1u << (n - q)) - 1;
+            unsigned open = near & ~bits((square < sure) & (square > tiny));
+            for (; open; open &= open - 1) {
+                const int lane = std::countr_zero(open);
+                if (!decide(p, place[q + lane], image(q + lane))) near &= ~(1u << lane);
             }
+            found(q, near);
         }
     }
 
@@ -197,6 +193,23 @@ class Around {
     static int64_t whole(int64_t a, int64_t count) { return a >= 0 ? a / count : -((count - 1 - a) / count); }
 
     bool outside(int k, int64_t a) const { return !bins.lattice.periodic[k] && (a < 0 || a >= bins.count[k]); }
+
+    void add(int64_t from, int64_t to, Shift t) {
+        const int64_t more = to - from;
+        if (int64_t(place.size()) < n + more + 8) {
+            const int64_t room = 2 * (n + more) + 8;
+            place.resize(room), run.resize(room), fx.resize(room), fy.resize(room), fz.resize(room);
+        }
+        const Vec offset = bins.lattice.offset(t.a, t.b, t.c);
+        const float ox = Bins::single(offset.x), oy = Bins::single(offset.y), oz = Bins::single(offset.z);
+        for (int64_t k = 0; k < more; ++k) fx[n + k] = bins.fx[from + k] + ox;
+        for (int64_t k = 0; k < more; ++k) fy[n + k] = bins.fy[from + k] + oy;
+        for (int64_t k = 0; k < more; ++k) fz[n + k] = bins.fz[from + k] + oz;
+        for (int64_t k = 0; k < more; ++k) place[n + k] = int32_t(from + k);
+        for (int64_t k = 0; k < more; ++k) run[n + k] = int32_t(images.size());
+        images.push_back(t);
+        n += more;
+    }
 
     bool decide(int64_t p, int64_t q, Shift image) {
         const Shift t = bins.shift(p, q, image);
@@ -208,6 +221,7 @@ class Around {
     }
 
     const Bins& bins;
+    std::vector<Shift> images;
     Float8 sure, likely, tiny;  // squares that need no decision, that need none if larger, and that may be near
 };
 

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "crystal/rows.h"
-#include "pages.h"
 
 namespace pyfast::crystal {
 namespace {
@@ -41,7 +40,6 @@ template <class T>
 void product(Tensor<const T> x, Tensor<const T> g, Ints other, Ints edge, Ints ptr, Ints, Ints, Ints, Tensor<T> out) {
     const int64_t columns = x.size(1), edges = out.size(0);
     const Rows rows(other, edge, ptr, x.size(0), edges);
-    use_huge_pages(out.data, edges * columns * int64_t(sizeof(T)));
     if (rows.used < edges) std::fill(rows.edge ? out.data : out.row(rows.used), out.row(edges), T(0));
 #pragma omp parallel for schedule(dynamic, 64) if (parallel(rows.used * columns))
     for (int64_t i = 0; i < rows.count; ++i)

@@ -7,7 +7,6 @@
 #include "crystal/binned.h"
 #include "crystal/ghosts.h"
 #include "crystal/pairs.h"
-#include "pages.h"
 
 namespace pyfast::crystal {
 namespace {
@@ -165,10 +164,6 @@ void fill(Tensor<const Real> positions, Tensor<const double> cell, Tensor<const 
         if (ptr[i] > ptr[i + 1]) throw py::value_error("ptr must not fall");
     std::atomic<bool> wrong = false;
     const Edges<Index, Real> out{edge_index.data, edge_index.data + edges, shift.data, distance.data, reverse.data};
-    use_huge_pages(edge_index.data, 2 * edges * int64_t(sizeof(Index)));
-    use_huge_pages(shift.data, 3 * edges * int64_t(sizeof(int32_t)));
-    use_huge_pages(distance.data, edges * int64_t(sizeof(Real)));
-    use_huge_pages(reverse.data, edges * int64_t(sizeof(Index)));
     const auto structure = [&](int64_t b, Storage& storage) {
         auto& [s, ghosts, pairs] = storage;
         const Index* rows = &ptr[atom_ptr[b]];

@@ -109,7 +109,7 @@ def _derive_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _allocate_product(x: Tensor, g: Tensor, other: Tensor, *_: Any) -> Tensor:
-    return x.new_empty((other.shape[0], x.shape[1]))
+    return _ops.empty(x, other.shape[0], x.shape[1])
 
 
 def _derive_product(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

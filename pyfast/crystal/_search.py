@@ -24,10 +24,10 @@ def _allocate_count(positions: Tensor, cell: Tensor, *_: Any) -> tuple[Tensor, T
 def _allocate_fill(positions: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ptr, edges = rest[-2:]
     return (
-        ptr.new_empty(2, edges),
-        ptr.new_empty(edges, 3, dtype=torch.int32),
-        positions.new_empty(edges),
-        ptr.new_empty(edges),
+        _ops.empty(ptr, 2, edges),
+        _ops.empty(ptr, edges, 3, dtype=torch.int32),
+        _ops.empty(positions, edges),
+        _ops.empty(ptr, edges),
     )
 
 
@@ -54,10 +54,10 @@ def _allocate_keep(
 ) -> Any:
     count = rest[-1]
     return (
-        edge_index.new_empty(2, count),
-        shift.new_empty(count, 3),
-        distance.new_empty(count),
-        reverse.new_empty(count),
+        _ops.empty(edge_index, 2, count),
+        _ops.empty(shift, count, 3),
+        _ops.empty(distance, count),
+        _ops.empty(reverse, count),
         torch.empty_like(ptr),
     )
 

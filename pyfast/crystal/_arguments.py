@@ -60,7 +60,7 @@ def batch_of(
     if isinstance(positions, Crystals):
         for name, given in (("cell", cell), ("natoms", natoms), ("batch", batch), ("pbc", pbc)):
             if given is not None:
-                hint = "; name what follows Crystals, as in cutoff=5.0" if name == "cell" else ""
+                hint = "; name what follows Crystals, as in cutoff=5.0 or k=12" if name == "cell" else ""
                 raise ValueError(f"{name} must be None with Crystals, which have their own, got {_type(given)}{hint}")
         positions, cell, natoms, _, pbc = positions
     pbc = True if pbc is None else pbc
@@ -272,7 +272,10 @@ def _type(x: object) -> str:
     """What an argument is that should have been something else, and for objects of other packages what helps."""
     if isinstance(x, Tensor):
         return f"{x.dtype}"
-    return f"{type(x).__name__}{_HELP.get(type(x).__module__.partition('.')[0], '')}"
+    of, what = type(x), type(x).__name__
+    if isinstance(x, (list, tuple)) and x and not hasattr(x, "_fields"):
+        of, what = type(x[0]), f"{what} of {type(x[0]).__name__}"
+    return what + _HELP.get(of.__module__.partition(".")[0], "")
 
 
 _HELP = {

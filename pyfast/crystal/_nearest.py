@@ -80,6 +80,8 @@ def knn_graph(
     6
     """
     check_options(index_dtype, on_error, None, max_edges)
+    look = on_error == "raise"
+    asked = batch_of(positions, cell, 0.0 if cutoff is None else cutoff, natoms, batch, pbc, None, look)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**63:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if ties not in TIES:
@@ -90,8 +92,6 @@ def knn_graph(
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
     if ties == "cdvae" and cutoff is None:
         raise ValueError("cutoff must be given with ties='cdvae', got None")
-    look = on_error == "raise"
-    asked = batch_of(positions, cell, 0.0 if cutoff is None else cutoff, natoms, batch, pbc, None, look)
     counted: list[Tensor] | None = None
     if ties == "cdvae":
         inclusive, reach = True, asked.cutoff

@@ -265,15 +265,24 @@ def test_values_far_from_every_leaf(name, dtype):
     x[:, 2] = (10.0 ** torch.arange(1, 12.9, 0.3)).to(dtype) * torch.tensor([1, -1]).repeat(20)
     truth, eps = plain(net, x.double(), *wide(p)[:2]), torch.finfo(dtype).eps
     assert truth.min() < -1e20
-    torch.testing.assert_close(log_prob(net, x, p), truth, rtol=32 * eps, atol=32 * eps)
+    terms = 4 + (5 if dtype == torch.float64 else 0)  # there plain PyTorch is the truth, and rounds every variable
+    error = (log_prob(net, x, p) - truth).abs()
+    assert (error <= 2 * (plain(net, x, *p[:2]).double() - truth).abs() + terms * eps * truth.abs()).all()
     near = truth > -1e10  # farther down, the logarithms of the CPU's rows no longer tell trees apart either
+    wanted = zip(*(slopes_of_cpu(net, row.double(), wide(p)) for row in x[near].split(1)), strict=True)
+    # A flow is a product over levels, each of a weight and a value over a sum of as many values as a node has children;
+    # a leaf's parameter takes four operations more. A small flow p, whose logarithm is rounded, is off by p |log p| eps
+    # at most, less than eps. Densities are rounded in double, by six operations here and there.
+    roundings = net.structure.height * (int(net.structure.first.diff().max()) + 2) + 4 + int(near.sum())
+    allowed = roundings * eps + 12 * torch.finfo(torch.float64).eps * float(truth[near].abs().max())
     grad = torch.ones(int(near.sum()), dtype=torch.float64)
-    q = wide(p)
-    q.weights.requires_grad_(), q.leaves.requires_grad_()
-    wanted = torch.autograd.grad(net.log_prob(x[near].double(), q).sum(), [q.weights, q.leaves])
-    for got, want in zip(slopes(net, grad, x[near], p), wanted, strict=True):
-        rounding = 200 * eps + 1e11 * torch.finfo(torch.float64).eps
-        torch.testing.assert_close(got.double(), want, rtol=rounding, atol=rounding * want.abs().max().item())
+    for got, want in zip(slopes(net, grad, x[near], p), map(torch.stack, wanted), strict=True):
+        assert ((got.double() - want.sum(0)).abs() <= allowed * (want.abs().sum(0) + 1)).all()
+
+
+def slopes_of_cpu(net, x, p):
+    q = Parameters(p.weights.requires_grad_(), p.leaves.requires_grad_(), p.integrated)
+    return torch.autograd.grad(net.log_prob(x, q).sum(), q[:2])
 
 
 @pytest.mark.parametrize("name", ["rat", "tree"])

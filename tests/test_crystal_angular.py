@@ -5,7 +5,7 @@ import torch
 
 import pyfast.reference.crystal as reference_graphs
 from pyfast import crystal
-from pyfast.crystal import Tiles, angular, triplet_tiles
+from pyfast.crystal import Tiles, triplet_tiles
 from pyfast.reference.crystal import triplets as reference
 
 
@@ -149,21 +149,97 @@ def test_operator_contract(through):
     torch.library.opcheck(torch.ops.pyfast.crystal_angular_back.default, args)
 
 
-@pytest.mark.parametrize("block", [1, 40, 10_000])
-def test_gemnet_matches_reference(monkeypatch, block):
-    monkeypatch.setattr(angular, "BLOCK", block)
+def layer(graph, channels, inner, degrees, outputs, dtype=torch.float64):
+    """What GemNet's layer is given beside unit vectors."""
+    weight = torch.randn(inner, channels, outputs, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    return *given(graph, channels, inner, degrees, dtype), weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("crystals", [((5, 2), 2.2), ((9, 7), 2.8)], ids=["small tiles", "large tiles, two runs"])
+@pytest.mark.parametrize(
+    ("channels", "inner", "degrees", "outputs"), [(1, 1, 1, 1), (32, 16, 5, 32), (13, 3, 2, 5), (8, 2, 4, 33)]
+)
+def test_gemnet_matches_reference(check, channels, inner, degrees, outputs, crystals, dtype):
+    graph, unit = example(*crystals, dtype=dtype)
+    tiles, pairs = crystal.triplet_tiles(graph), crystal.triplet_indices(graph)
+    x, radial, weight = layer(graph, channels, inner, degrees, outputs, dtype)
+    fast = with_gradients(lambda *a: crystal.gemnet_triplets(*a, tiles))
+    slow = with_gradients(lambda *a: reference.gemnet_triplets(*a, *pairs))
+    if dtype == torch.float64:  # the reference is no truer
+        torch.testing.assert_close(fast(x, unit, radial, weight), slow(x, unit, radial, weight), rtol=1e-9, atol=1e-9)
+    else:
+        check(fast, slow, x, unit, radial, weight)
+
+
+def test_large_tiles_are_of_more_than_a_batch_and_of_two_runs():
+    graph, _ = example((9, 7), 2.8)
+    assert graph.ptr.diff().max() > 96
+    assert graph.num_edges > 1024 + graph.ptr.diff().max()
+
+
+@pytest.mark.parametrize("how", ["autograd", "torch.func"])
+def test_gradients_of_gemnet_are_derived_again(how):
     graph, unit = example()
-    rows, columns = crystal.triplet_indices(graph)
-    g = torch.Generator().manual_seed(1)
-    make = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)  # noqa: E731
-    args = make(graph.num_edges, 6), unit, make(graph.num_edges, 3, 5), make(3, 6, 4)
-    tiles, found = crystal.triplet_tiles(graph), []
-    for f, rest in ((crystal.gemnet_triplets, (tiles,)), (reference.gemnet_triplets, (rows, columns))):
-        leaves = [a.clone().requires_grad_() for a in args]
-        out = f(*leaves, *rest)
-        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    x, radial, weight = layer(graph, 6, 3, 5, 4)
+    tiles, pairs, found = crystal.triplet_tiles(graph), crystal.triplet_indices(graph), []
+    for f in (lambda *a: crystal.gemnet_triplets(*a, tiles), lambda *a: reference.gemnet_triplets(*a, *pairs)):
+        leaves = [a.clone().requires_grad_() for a in (x, unit, radial, weight)]
+        if how == "autograd":
+            out = f(*leaves)
+            first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        else:
+            out, pull = torch.func.vjp(f, *leaves)
+            first = pull(2 * out)  # after the transform has ended
         found.append([out, *first, *torch.autograd.grad(sum(d.square().sum() for d in first), leaves)])
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # forward mode's own
+def test_every_order_of_gemnets_derivative():
+    graph, unit = example((2,), 1.95)
+    tiles = crystal.triplet_tiles(graph)
+    x, radial, weight = (a.requires_grad_() for a in layer(graph, 2, 2, 4, 3))
+    inner = (0.9 * unit).requires_grad_()  # opposite edges at a cosine of -1 would be differentiated across the end
+    f = lambda *a: crystal.gemnet_triplets(*a, tiles)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x, inner, radial, weight), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, (x, inner, radial, weight), fast_mode=True)
+
+
+def test_gemnets_operator_contract():
+    graph, unit = example((2,), 1.95)
+    x, radial, weight = (a.requires_grad_() for a in layer(graph, 3, 2, 4, 5))
+    tiles = crystal.triplet_tiles(graph)
+    args = x, unit.requires_grad_(), radial, weight, tiles.ptr, tiles.tile_ptr, tiles.keep
+    torch.library.opcheck(torch.ops.pyfast.crystal_gemnet.default, args)
+    plain = torch.ones(graph.num_edges, 5).double(), *(a.detach() for a in args)
+    torch.library.opcheck(torch.ops.pyfast.crystal_gemnet_back.default, plain)
+
+
+def test_gemnet_gives_padding_nothing():
+    x, cell = torch.tensor([[0.0, 0, 0], [0.9, 0.8, 1.0]]).double(), 1.9 * torch.eye(3).double()
+    exact = crystal.neighbors(x, cell, 1.95)
+    graph = crystal.neighbors(x, cell, 1.95, capacity=exact.num_edges + 7, on_error="mask")
+    unit = torch.zeros(graph.num_edges, 3).double()
+    unit[: exact.num_edges] = crystal.edge_vectors(x, cell, exact) / exact.distance[:, None]
+    features, radial, weight = layer(graph, 3, 2, 3, 4)
+    tiles = crystal.triplet_tiles(graph)
+    out, (*slopes, _) = with_gradients(lambda *a: crystal.gemnet_triplets(*a, tiles))(features, unit, radial, weight)
+    for found in (out, *slopes):
+        assert found[: exact.num_edges].any()
+        assert (found[exact.num_edges :] == 0).all()
+
+
+def test_gemnet_never_holds_what_the_weight_multiplies():
+    graph, unit = example((9, 7), 2.8, dtype=torch.float32)
+    x, radial, weight = layer(graph, 64, 16, 7, 64, torch.float32)
+    tiles = crystal.triplet_tiles(graph)
+    leaves = [a.requires_grad_() for a in (x, unit, radial, weight)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch.autograd.grad(crystal.gemnet_triplets(*leaves, tiles).sum(), leaves)
+    taken = [event.self_cpu_memory_usage for event in profile.events()]
+    assert max(taken) > 0
+    assert sum(max(n, 0) for n in taken) < 4 * graph.num_edges * 16 * 64  # as much as that alone
 
 
 def test_same_bits_on_any_number_of_threads(threads):
@@ -173,6 +249,14 @@ def test_same_bits_on_any_number_of_threads(threads):
         tiles = crystal.triplet_tiles(graph, through)
         f = with_gradients(lambda *a, t=tiles, how=through: crystal.angular_sum(*a, t, how))
         threads(lambda f=f: f(x, unit, radial))
+
+
+def test_gemnet_gives_the_same_bits_on_any_number_of_threads(threads):
+    graph, unit = example((9, 7), 2.8, dtype=torch.float32)
+    x, radial, weight = layer(graph, 16, 8, 7, 16, torch.float32)
+    tiles = crystal.triplet_tiles(graph)
+    f = with_gradients(lambda *a: crystal.gemnet_triplets(*a, tiles))
+    threads(lambda: f(x, unit, radial, weight))
 
 
 def test_inputs_of_any_strides():
@@ -185,6 +269,10 @@ def test_inputs_of_any_strides():
     assert torch.equal(same, want)
     one = radial[:1].expand_as(radial)
     assert torch.equal(crystal.angular_sum(x, unit, one, tiles), crystal.angular_sum(x, unit, one.contiguous(), tiles))
+    x, radial, weight = layer(graph, 6, 2, 3, 5)
+    strided = x.T.contiguous().T, unit.T.contiguous().T, radial.mT.contiguous().mT, weight.mT.contiguous().mT
+    same = crystal.gemnet_triplets(*strided, tiles)
+    assert torch.equal(same, crystal.gemnet_triplets(x, unit, radial, weight, tiles))
 
 
 def test_what_is_not_a_number_reaches_what_it_meets():
@@ -194,6 +282,10 @@ def test_what_is_not_a_number_reaches_what_it_meets():
     out = crystal.angular_sum(x, unit, radial, crystal.triplet_tiles(graph))
     met = torch.arange(graph.num_edges) < graph.ptr[1]
     met[0] = False
+    assert out[met].isnan().all()
+    assert out[graph.ptr[1] :].isfinite().all()
+    weight = torch.ones(2, 3, 4).double()
+    out = crystal.gemnet_triplets(x, unit, radial, weight, crystal.triplet_tiles(graph))
     assert out[met].isnan().all()
     assert out[graph.ptr[1] :].isfinite().all()
 
@@ -272,6 +364,21 @@ def test_no_edges():
             lambda g, u, t: crystal.angular_sum(u, u, u[:, :, None], t._replace(keep=t.keep[:5])),
             IndexError,
             r"tile_ptr\[\d+\] must be at most 5, got",
+        ),
+        (
+            lambda g, u, t: crystal.gemnet_triplets(u[:3], u[:3], u[:3, :, None], u[:3, :, None], t),
+            IndexError,
+            r"ptr\[\d+\] must be at most 3, got",
+        ),
+        (
+            lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:3, :, None], t._replace(keep=t.keep[:5])),
+            IndexError,
+            r"tile_ptr\[\d+\] must be at most 5, got",
+        ),
+        (
+            lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:3, :, None].float(), t),
+            TypeError,
+            "weight must have the dtype of x, torch.float64, got torch.float32",
         ),
         (
             lambda g, u, t: crystal.gemnet_triplets(u, u, u[:, :, None], u[:1, :2, None], t),

@@ -4,6 +4,7 @@ namespace pyfast {
 namespace crystal {
 void bind_angular(py::module_&);
 void bind_coordination(py::module_&);
+void bind_gemnet(py::module_&);
 void bind_geometry(py::module_&);
 void bind_messages(py::module_&);
 void bind_nearest(py::module_&);
@@ -17,6 +18,7 @@ void bind_voronoi(py::module_&);
 void bind_crystal(py::module_& m) {
     crystal::bind_angular(m);
     crystal::bind_coordination(m);
+    crystal::bind_gemnet(m);
     crystal::bind_geometry(m);
     crystal::bind_messages(m);
     crystal::bind_nearest(m);

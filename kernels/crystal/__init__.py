@@ -1,6 +1,6 @@
 """Periodic crystals on the GPU."""
 
-from pyfast.kernels.crystal._angular import PULLING, angular, angular_back, angular_blocks
+from pyfast.kernels.crystal._angular import PULLING, angular, angular_back, angular_blocks, gemnet, gemnet_back
 from pyfast.kernels.crystal._geometry import nearest_shift, vectors, vectors_adjoint
 from pyfast.kernels.crystal._messages import blocks, conv, product, transpose
 from pyfast.kernels.crystal._nearest import NEAREST, choose, keep
@@ -21,6 +21,8 @@ __all__ = [
     "conv",
     "count",
     "fill",
+    "gemnet",
+    "gemnet_back",
     "keep",
     "nearest_shift",
     "pair_back",

@@ -1,10 +1,12 @@
 """Sums over triplets whose weights are Legendre series of the angle, and their gradient: programs of atoms."""
 
+import torch
 import triton
 import triton.language as tl
 from pyfast.kernels.crystal._triplets import _edge, _tile
 from triton import cdiv, next_power_of_2
 
+BLOCK = 2048  # edges whose sums gemnet holds at a time
 PULLING = 8  # warps of _angular_pull: of fewer, each would have to spill
 
 
@@ -195,3 +197,37 @@ def angular_back(
             ROWS=rows, BL=next_power_of_2(degrees), **how,
         )  # fmt: skip
         gunit.copy_(shares.sum(0))
+
+
+def _parts(ptr, tile_ptr, keep):
+    """The edges to some atoms after the other, so many that a block is about full, and their tiles."""
+    ends, pairs, a = ptr.tolist(), tile_ptr.tolist(), 0
+    while a < len(ends) - 1:
+        b = a + 1
+        while b < len(ends) - 1 and ends[b + 1] - ends[a] <= BLOCK:
+            b += 1
+        part = ptr[a : b + 1] - ends[a]
+        yield slice(ends[a], ends[b]), (ptr[:0], part, part, tile_ptr[a : b + 1] - pairs[a], keep[pairs[a] : pairs[b]])
+        a = b
+
+
+def gemnet(x, unit, radial, weight, ptr, tile_ptr, keep, out):
+    out.zero_()
+    for here, tiles in _parts(ptr, tile_ptr, keep):
+        sums = x.new_empty((here.stop - here.start, radial.shape[1], x.shape[1]))
+        angular(x[here], unit[here], radial[here], *tiles, False, sums)
+        out[here] = sums.flatten(1) @ weight.flatten(0, 1)
+
+
+def gemnet_back(grad, x, unit, radial, weight, ptr, tile_ptr, keep, gx, gunit, gradial, gweight):
+    for t in (gx, gunit, gradial, gweight):
+        t.zero_()
+    for here, tiles in _parts(ptr, tile_ptr, keep):
+        given, g = (x[here], unit[here], radial[here]), grad[here]
+        sums = x.new_empty((len(g), *weight.shape[:2]))
+        angular(*given, *tiles, False, sums)
+        gweight += (sums.flatten(1).T @ g).view_as(gweight)
+        torch.mm(g, weight.flatten(0, 1).T, out=sums.flatten(1))
+        columns = torch.empty_like(gunit[here])
+        angular_back(sums, *given, *tiles, False, gx[here], gunit[here], columns, gradial[here])
+        gunit[here] += columns

@@ -20,8 +20,6 @@ from pyfast.crystal.triplets import (
     outwards,
 )
 
-BLOCK = 2048  # edges whose sums gemnet_triplets holds at a time
-
 
 def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool = False) -> Tensor:
     """Sum the features of each row's columns, once for each of I weights that are Legendre series of the angle.
@@ -68,8 +66,8 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
     """GemNet's triplet interaction: features of the edges to an atom, summed by angle, radius and a bilinear layer.
 
     out[ca, o] = sum over i, c of (sum over l of radial[ca, i, l] y[ca, l, c]) weight[i, c, o], where
-    y[ca, l, :] = sum over b of P_l(cos angle(c, a, b)) x[ba, :]. Atoms go through in blocks, so that neither triplets
-    nor what the bilinear layer multiplies is ever held whole.
+    y[ca, l, :] = sum over b of P_l(cos angle(c, a, b)) x[ba, :]. Atoms go through in blocks, for the gradient again,
+    so that neither triplets nor what the bilinear layer multiplies is ever held whole.
 
     Args:
         x: (E, C) features of every edge, float32 or float64.
@@ -79,11 +77,14 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
         tiles: of ``triplet_tiles(graph)``.
 
     Returns:
-        (E, O), differentiable in the first four, to any order.
+        (E, O); 0 for edges that are no rows. Differentiable in the first four, to any order and in both modes, with a
+        kernel of its own for the gradient; what is derived again holds (E, I, C). What is not finite reaches all rows
+        of its tile.
 
     Raises:
         ValueError: if a shape does not match.
         TypeError: if a dtype or device does not match.
+        IndexError: if the tiles name what is not there (on the CPU).
 
     Source: Gasteiger et al., 2021, https://arxiv.org/abs/2106.08903, appendix on the efficient bilinear layer.
 
@@ -99,19 +100,9 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
         tensor([5., 5., 5., 5., 5., 5.])
     """
     _check(x, unit, radial, tiles, False)
-    (edges, columns), inner = x.shape, radial.shape[1]
-    check_tensor("weight", weight, (inner, columns, "O"), x)
-    flat, parts, ends = weight.flatten(0, 1), [], tiles.ptr.tolist()
-    pairs, a = tiles.tile_ptr.tolist(), 0
-    while a < len(ends) - 1:
-        b = a + 1
-        while b < len(ends) - 1 and ends[b + 1] - ends[a] <= BLOCK:
-            b += 1
-        here, ptr = slice(ends[a], ends[b]), tiles.ptr[a : b + 1] - ends[a]
-        part = Tiles(tiles.row, ptr, ptr, tiles.tile_ptr[a : b + 1] - pairs[a], tiles.keep[pairs[a] : pairs[b]])
-        parts.append(angular_sum(x[here], unit[here], radial[here], part).flatten(1) @ flat)
-        a = b
-    return torch.cat([*parts, x.new_zeros(edges - ends[-1], weight.shape[2])])
+    check_tensor("weight", weight, (radial.shape[1], x.shape[1], "O"), x)
+    given = x.contiguous(), unit.contiguous(), radial.contiguous(), weight.contiguous()
+    return _gemnet(*given, tiles.ptr, tiles.tile_ptr, tiles.keep)
 
 
 def _check(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: bool) -> None:
@@ -185,6 +176,31 @@ def _push(inputs: Any, tangents: Any, outputs: Any) -> Tensor:
     return ops.total(terms)
 
 
+def _square(ptr: Tensor, tile_ptr: Tensor, keep: Tensor) -> Tiles:
+    """Tiles whose rows are their columns."""
+    return Tiles(ptr[:0], ptr, ptr, tile_ptr, keep)
+
+
+def _derive_gemnet(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, unit, radial, weight, *fields = ctx.saved_tensors
+    grad = grad.contiguous()
+    if not torch.is_grad_enabled():
+        return *_gemnet_back(grad, x, unit, radial, weight, *fields), *3 * (None,)
+    tiles = _square(*fields)  # this will be derived again
+    wide = torch.tensordot(grad, weight, ([1], [2])).contiguous()
+    dweight = torch.tensordot(_angular(x, unit, radial, *tiles, False), grad, ([0], [0]))
+    return *_gradients(wide, x, unit, radial, tiles, False), dweight, *3 * (None,)
+
+
+def _push_gemnet(inputs: Any, tangents: Any, outputs: Any) -> Tensor:
+    x, unit, radial, weight, *fields = inputs
+    terms = ops.moved(_gemnet, inputs, tangents, (0, 2, 3))
+    if tangents[1] is not None:
+        given = x, unit, radial, *_square(*fields), False
+        terms.append(torch.tensordot(_push(given, (None, tangents[1], None), None), weight, 2))
+    return ops.total(terms)
+
+
 def _allocate(x: Tensor, unit: Tensor, radial: Tensor, *_: Any) -> Tensor:
     return x.new_empty((x.shape[0], radial.shape[1], x.shape[1]))
 
@@ -204,4 +220,18 @@ _angular_back: Callable[..., Any] = _ops.define(
     f"angular_back(Tensor grad, Tensor x, Tensor unit, Tensor radial, {_PLACES}, bool through)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     lambda grad, x, unit, radial, *_: tuple(torch.empty_like(a) for a in (x, unit, unit, radial)),
+)
+_gemnet: Callable[..., Any] = _ops.define(
+    "crystal",
+    "gemnet(Tensor x, Tensor unit, Tensor radial, Tensor weight, Tensor ptr, Tensor tile_ptr, Tensor keep) -> Tensor",
+    lambda x, unit, radial, weight, *_: x.new_empty((x.shape[0], weight.shape[2])),
+    ops.save,
+    _derive_gemnet,
+    jvp=_push_gemnet,
+)
+_gemnet_back: Callable[..., Any] = _ops.define(
+    "crystal",
+    "gemnet_back(Tensor grad, Tensor x, Tensor unit, Tensor radial, Tensor weight, Tensor ptr, Tensor tile_ptr,"
+    " Tensor keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, *inputs: tuple(torch.empty_like(a) for a in inputs[:4]),
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pyfast.kernels import crystal as kernels
+from pyfast.kernels.crystal import _angular
 
 import pyfast.reference.crystal as reference
 from pyfast import crystal
@@ -24,25 +25,28 @@ def example(through, dtype, inner, columns):
 
 
 def agree(features, unit, radial, grad, tiles, through):
-    """Against C++ in float64, at most twice the error of C++; in float64 both may round every term of a sum."""
-    eps, wide = torch.finfo(features.dtype).eps, (lambda x: x.double() if x.is_floating_point() else x)
-    terms = int(tiles.ptr.diff().max()) * radial[0].numel() * features.shape[1]
-    roundings = 4 + (terms if features.dtype == torch.float64 else 0)
-    for name, inputs in {
-        "angular": (features, unit, radial, *tiles),
-        "angular_back": (grad, features, unit, radial, *tiles),
-    }.items():
-        operator = getattr(angular, f"_{name}")
-        plains, truths = operator(*inputs, through), operator(*map(wide, inputs), through)
-        plains, truths = (x if isinstance(x, tuple) else (x,) for x in (plains, truths))
-        gots = tuple(torch.full_like(w, -7.0) for w in plains)
-        getattr(kernels, name)(*inputs, through, *gots)
-        for got, plain, truth in zip(gots, plains, truths, strict=True):
-            assert torch.equal(got.isnan(), plain.isnan())
-            got, plain, truth = (x[~plain.isnan()] for x in (got, plain, truth))
-            if got.numel():
-                allowed = 2 * (plain - truth).abs().max() + roundings * eps * truth.abs().max()
-                assert (got - truth).abs().max() <= allowed, name
+    inputs = features, unit, radial, *tiles
+    compare("angular", *inputs, through, like=tiles)
+    compare("angular_back", grad, *inputs, through, like=tiles)
+
+
+def compare(name, *inputs, like):
+    """With C++ in float64, at most twice the error of C++; in float64 both may round every term of a sum."""
+    real = [x for x in inputs if torch.is_tensor(x) and x.is_floating_point()]
+    eps, wide = torch.finfo(real[0].dtype).eps, (lambda x: x.double() if any(x is y for y in real) else x)
+    terms = int(like.ptr.diff().max()) * max(x[0].numel() for x in real) * real[0].shape[1]
+    roundings = 4 + (terms if real[0].dtype == torch.float64 else 0)
+    operator = getattr(angular, f"_{name}")
+    plains, truths = operator(*inputs), operator(*map(wide, inputs))
+    plains, truths = (x if isinstance(x, tuple) else (x,) for x in (plains, truths))
+    gots = tuple(torch.full_like(w, -7.0) for w in plains)
+    getattr(kernels, name)(*inputs, *gots)
+    for got, plain, truth in zip(gots, plains, truths, strict=True):
+        assert torch.equal(got.isnan(), plain.isnan())
+        got, plain, truth = (x[~plain.isnan()] for x in (got, plain, truth))
+        if got.numel():
+            allowed = 2 * (plain - truth).abs().max() + roundings * eps * truth.abs().max()
+            assert (got - truth).abs().max() <= allowed, name
 
 
 @pytest.mark.parametrize(("dtype", "inner", "columns"), [(torch.float64, 3, 5), (torch.float32, 9, 17)], ids=str)
@@ -56,3 +60,14 @@ def test_what_is_not_a_number_stays_so(through):
     features, unit, radial, grad, tiles = example(through, torch.float64, 2, 3)
     unit[0] = torch.nan  # an edge to the first atom, all of whose triplets have an angle with it
     agree(features, unit, radial, grad, tiles, through)
+
+
+@pytest.mark.parametrize(("block", "dtype"), [(1, torch.float64), (2048, torch.float32)], ids=str)
+def test_gemnet_agrees_with_cpp(monkeypatch, block, dtype):
+    monkeypatch.setattr(_angular, "BLOCK", block)
+    features, unit, radial, _, tiles = example(False, dtype, 3, 5)
+    g = torch.Generator().manual_seed(1)
+    weight, grad = (torch.randn(*size, generator=g, dtype=dtype) for size in ((3, 5, 4), (len(unit), 4)))
+    inputs = features, unit, radial, weight, tiles.ptr, tiles.tile_ptr, tiles.keep
+    compare("gemnet", *inputs, like=tiles)
+    compare("gemnet_back", grad, *inputs, like=tiles)

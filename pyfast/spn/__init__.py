@@ -33,9 +33,10 @@ Programs that structures compile to:
 The page is docs/spn.md.
 """
 
-from pyfast.spn._bayes import BayesSPN, Diagnostics
+from pyfast.spn._bayes import BayesSPN
 from pyfast.spn._columns import Columns
 from pyfast.spn._density import Density
+from pyfast.spn._diagnostics import Diagnostics
 from pyfast.spn._em import EM
 from pyfast.spn._fit import Categorical
 from pyfast.spn._hclt import chow_liu, hclt

@@ -1,22 +1,21 @@
 """The estimator: a table in, calibrated probabilities out."""
 
 import hashlib
-import json
 import math
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pyfast import _ranks
-from pyfast.spn import _scikit
-from pyfast.spn._arguments import check_burn, check_candidates, check_count, check_positive, check_seed
-from pyfast.spn._chain import Chain, Plan, State
+from pyfast.spn import _files, _scikit, _settings
+from pyfast.spn._arguments import check_count, check_seed
+from pyfast.spn._chain import Chain, State
 from pyfast.spn._columns import Columns
-from pyfast.spn._diagnostics import effective_size, plot, split_r_hat
+from pyfast.spn._diagnostics import Diagnostics, diagnosed, plot
 from pyfast.spn._fit import Kind
 from pyfast.spn._hyper import Hyper
 from pyfast.spn._network import Counts, Law, Network
@@ -27,31 +26,6 @@ from pyfast.spn._rows import mean, unique_rows
 from pyfast.spn._structure import Structure
 
 _SAME = ("X", "the estimator's arguments")  # on all ranks
-_KERNELS = ("auto", "block", "topdown", "levels", "isir", "informed")
-
-
-class Diagnostics(NamedTuple):
-    """How well the chains have mixed.
-
-    Attributes:
-        log_joint: (chains, sweeps), of the training data and the choices after each sweep, parameters integrated out.
-        r_hat: split R-hat of it after burn-in, NaN with fewer than 4 sweeps; above 1.05 the chains disagree.
-        effective_size: how many independent draws the sweeps after burn-in are worth for its mean.
-        accepted: (heights, 2), int64, per height of nodes: moves tried and moves made, over all chains; empty for
-            exact block moves, which are always accepted.
-    """
-
-    log_joint: Tensor
-    r_hat: float
-    effective_size: float
-    accepted: Tensor
-
-    def __repr__(self) -> str:
-        chains, sweeps = self.log_joint.shape
-        return (
-            f"Diagnostics(r_hat={self.r_hat:.3g}, effective_size={self.effective_size:.3g}, "
-            f"log_joint of {chains} chains and {sweeps} sweeps, accepted at {len(self.accepted)} heights)"
-        )
 
 
 class BayesSPN:
@@ -201,7 +175,7 @@ class BayesSPN:
 
     def _prepare(self, X: Any, X_test: Any, group: Any) -> tuple[int, Tensor | None]:
         """All of ``fit`` but the sweeps; returns how many."""
-        self._check()
+        _settings.check(self)
         columns = Columns.fit_encoding(X, self.columns)
         encoded = columns.encode(X, training=True)
         if len(encoded) == 0 or encoded.shape[1] == 0:
@@ -212,7 +186,8 @@ class BayesSPN:
         sweeps = self.sweeps or sweeps_for(structure, different)
         network = Network(structure, columns)
         self._until = int(self.burn * sweeps)
-        plan = self._plan(structure, group, warm_for(structure, different) if self.warm is None else self.warm)
+        warm = warm_for(structure, different) if self.warm is None else self.warm
+        plan = _settings.plan(self, structure, group, warm, self._until)
         check_gpu(gpu_of(X), plan.kernel, plan.collapsed, columns, group)
         self.__dict__.pop("states_", None)  # of an earlier fit, whatever becomes of this one
         self._hyper = Hyper(network, columns, self.mass, self.kappa)
@@ -266,7 +241,9 @@ class BayesSPN:
         check_count("sweeps", sweeps, 1)
         rows = unique_rows(encoded)
         warm = warm_for(self.structure_, self.chains * len(rows.rows)) if self.warm is None else self.warm
-        plan = self._plan(self.structure_, group, warm)  # as fit does: a chain may have been stopped before it swept
+        plan = _settings.plan(
+            self, self.structure_, group, warm, self._until
+        )  # as fit does: a chain may have been stopped before it swept
         check_gpu(gpu_of(X), plan.kernel, plan.collapsed, self.columns_, group)
         if not self._chains:
             for c, state in enumerate(self._chain_states):
@@ -440,25 +417,7 @@ class BayesSPN:
         Raises:
             ValueError: if there was no fit.
         """
-        params = self._fitted().get_params()
-        if isinstance(self.structure, Structure):
-            params["structure"] = "given"
-        if not isinstance(self.columns, str):
-            params["columns"] = "given"
-        torch.save(
-            {
-                "params": json.dumps(params, default=lambda number: number.item()),  # of numpy's
-                "structure": self.structure_.state_dict(),
-                "columns": self.columns_.state_dict(),
-                "chains": [c.state_dict() for c in self._chains] or self._chain_states,
-                "kept": [s._asdict() for s in self._kept],
-                "states": [s._asdict() for s in self.states_],  # mostly the same tensors, which are written once
-                "trace": self._trace,
-                "data": [self._data, self.num_rows_],
-                "until": self._until,
-            },
-            path,
-        )
+        torch.save(_files.contents(self._fitted()), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "BayesSPN":
@@ -470,24 +429,8 @@ class BayesSPN:
         Raises:
             ValueError, KeyError, RuntimeError: if the file is not one of these.
         """
-        file = torch.load(path, weights_only=True)
-        model = cls(**json.loads(file["params"]))
-        model.structure_ = Structure.from_state_dict(file["structure"])
-        model.columns_ = Columns.from_state_dict(file["columns"])
-        if model.structure == "given":
-            model.structure = model.structure_
-        if model.columns == "given":
-            model.columns = "auto"
-        model._network = Network(model.structure_, model.columns_)
-        model._hyper = Hyper(model._network, model.columns_, model.mass, model.kappa)
-        model._chains, model._chain_states = [], file["chains"]
-        model._kept = [State(**s) for s in file["kept"]]
-        model._trace = file["trace"]
-        model._data, model.num_rows_ = file["data"]
-        model.n_features_in_ = len(model.columns_)
-        model._until = file["until"]
-        model._burned = model._burn_in(min(int(c["sweeps"]) for c in file["chains"]))
-        model.states_ = [State(**s) for s in file["states"]]
+        model = cls()
+        _files.restore(model, torch.load(path, weights_only=True))
         if not model.states_:
             raise ValueError(f"path must name a file with kept states, got none in {os.fspath(path)}")
         return model
@@ -513,20 +456,9 @@ class BayesSPN:
         """How well the chains have mixed; a warning where they disagree, or where the root hardly ever moves."""
         shortest = min(len(t) for t in self._fitted()._trace)
         trace = torch.tensor([t[:shortest] for t in self._trace], dtype=torch.float64)
-        kept = trace[:, min(self._burned, shortest) :]
         accepted = [c.accepted for c in self._chains if hasattr(c, "accepted")]
-        found = Diagnostics(
-            trace,
-            split_r_hat(kept),
-            effective_size(kept),
-            torch.stack(accepted).sum(0) if accepted else torch.empty(0, 2, dtype=torch.int64),
-        )
-        if found.r_hat > 1.05:
-            warnings.warn(f"the chains disagree: split R-hat is {found.r_hat:.2f}; sample longer", stacklevel=2)
-        tried, made = found.accepted[-1].tolist() if len(found.accepted) else (0, 0)
-        if made < tried / 100:
-            warnings.warn(f"the root moves in {made} of {tried} tries; take another kernel", stacklevel=2)
-        return found
+        moves = torch.stack(accepted).sum(0) if accepted else torch.empty(0, 2, dtype=torch.int64)
+        return diagnosed(trace, self._burned, moves)
 
     def plot(self) -> Any:
         """How the chains went: each one's log joint density a row after every sweep, and how moves were accepted.
@@ -560,40 +492,6 @@ class BayesSPN:
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         return self._answers().log_prob(rows) + self.columns_.log_base(rows)
-
-    def _check(self) -> None:
-        if self.kernel not in _KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(_KERNELS)}, got {self.kernel!r}")
-        if self.mode not in ("auto", "instantiated", "collapsed"):
-            raise ValueError(f"mode must be auto, instantiated or collapsed, got {self.mode!r}")
-        if self.hyper not in ("slice", "eb", "fixed"):
-            raise ValueError(f"hyper must be slice, eb or fixed, got {self.hyper!r}")
-        if not isinstance(self.structure, Structure) and self.structure not in ("hclt", "rat", "tree"):
-            raise ValueError(f"structure must be a Structure, hclt, rat or tree, got {self.structure!r}")
-        for name, least in (("chains", 1), ("states", 1), ("lookahead", 0)):
-            check_count(name, getattr(self, name), least)
-        for name, least in (("hidden", 1), ("sweeps", 1), ("warm", 0)):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), least)
-        if self.lookahead >= 2**31:
-            raise ValueError(f"lookahead must be below 2^31, got {self.lookahead}")
-        check_candidates(self.candidates)
-        check_burn(self.burn)
-        if self.burn == 0 and self.hyper == "eb":
-            raise ValueError(f"burn must be in (0, 1) for hyper='eb', got {self.burn}")
-        check_positive("mass", self.mass)
-        check_positive("kappa", self.kappa)
-        check_seed(self.seed)
-
-    def _plan(self, structure: Structure, group: Any = None, warm: int = 0) -> Plan:
-        huge = len(structure.program) == 0 and structure.num_weights > 100_000
-        kernel = ("isir" if huge else "block") if self.kernel == "auto" else self.kernel
-        collapsed = self.mode == "collapsed" or (self.mode == "auto" and kernel != "block")
-        if group is not None and (kernel != "block" or collapsed):
-            raise ValueError(f"kernel must be block, and its mode instantiated, with group, got {kernel}, {self.mode}")
-        return Plan(
-            kernel, collapsed, self.lookahead, self.candidates, self.hyper, warm * (kernel == "block"), self._until
-        )
 
 
 def _place(chains: list[Chain], network: Network, rows: Tensor, device: torch.device | None) -> None:

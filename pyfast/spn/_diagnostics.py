@@ -1,10 +1,47 @@
 """Convergence of several chains of one number."""
 
 import math
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Diagnostics(NamedTuple):
+    """How well the chains have mixed.
+
+    Attributes:
+        log_joint: (chains, sweeps), of the training data and the choices after each sweep, parameters integrated out.
+        r_hat: split R-hat of it after burn-in, NaN with fewer than 4 sweeps; above 1.05 the chains disagree.
+        effective_size: how many independent draws the sweeps after burn-in are worth for its mean.
+        accepted: (heights, 2), int64, per height of nodes: moves tried and moves made, over all chains; empty for
+            exact block moves, which are always accepted.
+    """
+
+    log_joint: Tensor
+    r_hat: float
+    effective_size: float
+    accepted: Tensor
+
+    def __repr__(self) -> str:
+        chains, sweeps = self.log_joint.shape
+        return (
+            f"Diagnostics(r_hat={self.r_hat:.3g}, effective_size={self.effective_size:.3g}, "
+            f"log_joint of {chains} chains and {sweeps} sweeps, accepted at {len(self.accepted)} heights)"
+        )
+
+
+def diagnosed(trace: Tensor, burned: int, accepted: Tensor) -> Diagnostics:
+    """Of (chains, sweeps), the first of which are thrown away, and moves; with a warning of what is not well."""
+    kept = trace[:, min(burned, trace.shape[1]) :]
+    found = Diagnostics(trace, split_r_hat(kept), effective_size(kept), accepted)
+    if found.r_hat > 1.05:
+        warnings.warn(f"the chains disagree: split R-hat is {found.r_hat:.2f}; sample longer", stacklevel=3)
+    tried, made = accepted[-1].tolist() if len(accepted) else (0, 0)
+    if made < tried / 100:
+        warnings.warn(f"the root moves in {made} of {tried} tries; take another kernel", stacklevel=3)
+    return found
 
 
 def split_r_hat(x: Tensor) -> float:

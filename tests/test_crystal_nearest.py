@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyfast import crystal
-from pyfast.crystal import _search
+from pyfast.crystal import _nearest, _search
 from pyfast.crystal._arguments import batch_of
 from pyfast.reference import crystal as reference
 
@@ -32,6 +34,52 @@ def test_matches_brute_force(ties, symmetrize):
         for name, a, b in zip(got._fields, got, want, strict=True):
             if name != "status":
                 torch.testing.assert_close(a, b, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def same(a, b):
+    for name, x, y in zip(a._fields, a, b, strict=True):
+        assert (x is None) == (y is None), name
+        if x is not None:
+            torch.testing.assert_close(x, y, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_sought_and_chosen_at_once_or_one_after_the_other(data):
+    """What a CPU does structure by structure is what a GPU does with the whole graph, in its operators."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    natoms = data.draw(st.lists(st.sampled_from([0, 1, 2, 5, 9, 20, 97, 130]), min_size=1, max_size=4))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    x, cells = [], []
+    for n in natoms:
+        shape = np.eye(3) + rng.integers(0, 2) * 0.4 * rng.normal(size=(3, 3))
+        cells.append(2.4 * np.cbrt(max(n, 1)) * rng.choice([1, -1, 0.5, 2]) * shape)
+        f = rng.random((n, 3)) if rng.integers(2) else rng.integers(-4, 8, (n, 3)) / 4  # also in one place
+        x.append(f @ cells[-1])
+    k, ties = data.draw(st.sampled_from([1, 2, 5, 20, 70, 200])), data.draw(st.sampled_from(_nearest.TIES))
+    cutoff = data.draw(st.sampled_from([0.5, 3.0, 6.0] if ties == "cdvae" else [None, 0.5, 3.0, 7.2]))
+    pbc = torch.tensor(rng.random((len(natoms), 3)) < rng.choice([0, 0.5, 1]))
+    given = torch.tensor(np.concatenate(x)).to(dtype), torch.tensor(np.stack(cells)).to(dtype)
+    asked = batch_of(*given, cutoff or 0.0, natoms, None, pbc, None, True)
+    options = (
+        k, cutoff is not None, ties == "cdvae" or data.draw(st.booleans()), ties,
+        data.draw(st.sampled_from([0.0, 1e-4, 0.5])), data.draw(st.sampled_from(_nearest.SYMMETRIZE)),
+        data.draw(st.sampled_from([torch.int32, torch.int64])), True, 2**31 - 1,
+    )  # fmt: skip
+    same(_nearest.nearest_of(asked, *options), _nearest.chosen_of(asked, *options))
+
+
+def test_more_ties_than_there_is_room_for():
+    """All atoms in one place but one, which is as far from all of them."""
+    x = torch.zeros(90, 3)
+    x[0, 0] = 2.0
+    for k, of_each in ((1, 88), (89, 89)):
+        graph = crystal.knn_graph(x, None, k, pbc=False, ties="include")
+        assert graph.ptr.diff().tolist() == [89] + [of_each] * 89
+        assert graph.status.item() == crystal.Status.COINCIDENT
+    far = crystal.knn_graph(x[:2].double(), 4 * torch.eye(3).double(), 200, ties="include", symmetrize="union")
+    assert far.num_edges >= 400
+    assert (far.reverse >= 0).all()
 
 
 @pytest.mark.parametrize("pbc", [True, [True, False, True], False])
@@ -81,6 +129,29 @@ def test_batch_threads_and_contract(threads):
     threads(lambda: crystal.knn_graph(x, cell, 12, natoms=natoms, vectors=True))
     alone = [crystal.knn_graph(a.double(), c.double(), 12).distance for a, c in parts]
     torch.testing.assert_close(whole.distance, torch.cat(alone), rtol=0, atol=0)
+    packed = batch_of(x, cell, 4.0, natoms, None, True, None, True)
+    start = 40 * packed.atom_ptr
+    sought = (*packed, False, True, 12, 0, 0.0, 0, 1e9, 2**20, start, int(start[-1]))
+    counts = _search.nearest(*sought)[0]
+    ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    start = ptr[packed.atom_ptr]
+    sought = (*sought[:-2], start, int(ptr[-1]))
+    torch.library.opcheck(torch.ops.pyfast.crystal_nearest.default, sought)
+    found = _search.nearest(*sought)[3:]
+    moved = (x, *found, start, packed.atom_ptr, ptr, int(ptr[-1]))
+    torch.library.opcheck(torch.ops.pyfast.crystal_pack.default, moved)
+    for n, bad, message in (
+        (5, start.flip(0), "start must"),
+        (5, start + 1, "start must lie in"),
+        (5, start * 0, "start must leave room"),
+        (6, packed.atom_ptr + 1, "atom_ptr must go"),
+        (7, ptr + 1, "ptr must go"),
+        (7, torch.cat([ptr[:1], ptr[1:-1].flip(0), ptr[-1:]]), "ptr must not fall"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _search.pack(*moved[:n], bad, *moved[n + 1 :])
+    with pytest.raises(ValueError, match="start must not fall"):
+        _search.nearest(*sought[:-2], torch.tensor([0, 2, 1, 2, 2, 2]), 2)
     near = crystal.radius_graph(x, cell, 4.0, natoms=natoms)
     asked = batch_of(x, cell, 4.0, natoms, None, True, None, True)
     given = (near.edge_index, near.shift, near.distance, near.ptr, *asked[:4], 3, 0, 0.0, -1.0)
@@ -119,6 +190,23 @@ def test_bad_input_is_named(message, k, options):
 def test_nothing_has_no_neighbours():
     assert crystal.knn_graph(torch.zeros(0, 3), torch.eye(3), 3).num_edges == 0
     assert crystal.knn_graph(torch.zeros(1, 3), None, 3, pbc=False).num_edges == 0
+
+
+def test_far_too_many_are_refused():
+    with pytest.raises(MemoryError, match="cutoff must give at most max_edges"):
+        crystal.knn_graph(torch.zeros(1, 3), torch.eye(3), 2**62)
+    with pytest.raises(MemoryError, match="cutoff must give at most max_edges = 3 edges, got 4"):
+        crystal.knn_graph(torch.zeros(1, 3), torch.eye(3), 4, max_edges=3)
+    assert crystal.knn_graph(torch.zeros(1, 3), torch.eye(3), 2**62, cutoff=1.1).num_edges == 6
+    assert crystal.knn_graph(torch.zeros(1, 3), torch.eye(3), 4, cutoff=0.0).num_edges == 0
+
+
+def test_structures_with_bad_numbers_are_masked():
+    x, cell = torch.rand(6, 3), 3 * torch.eye(3).repeat(3, 1, 1)
+    x[3, 1], cell[2, 0] = torch.nan, 0.0
+    graph = crystal.knn_graph(x, cell, 7, natoms=[2, 2, 2], on_error="mask")
+    assert graph.edge_ptr.tolist() == [0, 14, 14, 14]
+    assert graph.status.tolist() == [0, crystal.Status.NOT_FINITE, crystal.Status.SINGULAR_CELL]
 
 
 @pytest.mark.parametrize("inclusive", [False, True])

@@ -67,29 +67,37 @@ class Ghosts {
     template <class Index, class Real>
     bool fill(const Structure& s, const Index* ptr, const Edges<Index, Real>& out) {
         next.assign(ptr, ptr + s.n);
-        turn.resize(s.n);
+        turn.resize(s.n), length.resize(s.n);
         for (int64_t i = 0; i < s.n; ++i) {
-            const int64_t own = search<true, true>(s, i, i, 0), forward = next[i] + (s.half ? 0 : own);
-            turn[i] = next[i] + own - 1 + forward;  // two edges that are each other's reverse add up to it
-            int64_t found = own;
-            for (int64_t j = i + 1; j < s.n; ++j) {
-                const int64_t more = search<true, false>(s, i, j, found);
-                if (!s.half) {
-                    turn[j] = next[j] + more - 1 + forward + found;
-                    next[j] += more;
-                    if (next[j] > int64_t(ptr[j + 1])) return false;
-                }
-                found += more;
-            }
-            if (forward + found != int64_t(ptr[i + 1])) return false;
-            std::fill(out.target + ptr[i], out.target + ptr[i + 1], Index(s.first + i));
-            for (int64_t h = 0; h < found; h += 4) store_lanes(&squared[h], root(load_lanes<Double4>(&squared[h])));
-            if (s.half)
-                write<true>(s, i, forward, found, out);
-            else
-                write<false>(s, i, forward, found, out);
+            const int64_t found = search_row(s, i, 0, length.data());
+            take_roots(0, found);
+            if (!write_row(s, i, 0, length.data(), ptr, out)) return false;
         }
         return true;
+    }
+
+    // As count, and keeps what it finds, for `fill_found`: no half list.
+    void find(const Structure& s, int64_t* counts) {
+        std::fill(counts, counts + s.n, 0);
+        length.resize(s.n * s.n);
+        int64_t found = 0;
+        for (int64_t i = 0; i < s.n; ++i) {
+            if (found + n + 8 > int64_t(hit.size())) hit.resize(2 * (found + n + 8)), squared.resize(hit.size());
+            found = search_row(s, i, found, &length[i * s.n]);
+            for (int64_t j = i; j < s.n; ++j) counts[i] += length[i * s.n + j], counts[j] += length[i * s.n + j];
+        }
+        coincident = take_roots(0, found);
+    }
+
+    // Writes what was found, whose rows begin at ptr.
+    template <class Index, class Real>
+    void fill_found(const Structure& s, const Index* ptr, const Edges<Index, Real>& out) {
+        next.assign(ptr, ptr + s.n);
+        turn.resize(s.n);
+        for (int64_t i = 0, from = 0; i < s.n; ++i) {
+            write_row(s, i, from, &length[i * s.n], ptr, out);
+            for (int64_t j = i; j < s.n; ++j) from += length[i * s.n + j];
+        }
     }
 
   private:
@@ -172,14 +180,61 @@ class Ghosts {
         return found - from;
     }
 
-    // Edges of atom i, one after the other from `at`, and their reverses.
+    // Of the ghosts of all j >= i those near i, after the first `from` that were found: how many of each j, and where
+    // they end.
+    int64_t search_row(const Structure& s, int64_t i, int64_t from, int32_t* lengths) {
+        int64_t found = from;
+        for (int64_t j = i; j < s.n; ++j) {
+            lengths[j] = int32_t(i == j ? search<true, true>(s, i, j, found) : search<true, false>(s, i, j, found));
+            found += lengths[j];
+        }
+        return found;
+    }
+
+    // Whether a length is zero.
+    bool take_roots(int64_t from, int64_t to) {
+        Mask4 none{};
+        for (int64_t h = from; h < to; h += 4) {
+            const Double4 square = load_lanes<Double4>(&squared[h]), lanes = {0, 1, 2, 3};
+            none |= (square == Double4{}) & (lanes < all4(double(to - h)));
+            store_lanes(&squared[h], root(square));
+        }
+        return bits(none) != 0;
+    }
+
+    // Writes the edges between atom i and all j >= i, which stand from hit `from` on; false where they do not fit.
+    template <class Index, class Real>
+    bool write_row(const Structure& s, int64_t i, int64_t from, const int32_t* lengths, const Index* ptr,
+                   const Edges<Index, Real>& out) {
+        const int64_t own = lengths[i], forward = next[i] + (s.half ? 0 : own);
+        turn[i] = next[i] + own - 1 + forward;  // two edges that are each other's reverse add up to it
+        int64_t found = own;
+        for (int64_t j = i + 1; j < s.n; ++j) {
+            const int64_t more = lengths[j];
+            if (!s.half) {
+                turn[j] = next[j] + more - 1 + forward + found;
+                next[j] += more;
+                if (next[j] > int64_t(ptr[j + 1])) return false;
+            }
+            found += more;
+        }
+        if (forward + found != int64_t(ptr[i + 1])) return false;
+        std::fill(out.target + ptr[i], out.target + ptr[i + 1], Index(s.first + i));
+        if (s.half)
+            write<true>(s, i, from, forward, found, out);
+        else
+            write<false>(s, i, from, forward, found, out);
+        return true;
+    }
+
+    // Edges of atom i, from a hit on, one after the other from `at`, and their reverses.
     template <bool Half, class Index, class Real>
-    void write(const Structure& s, int64_t i, int64_t at, int64_t found, const Edges<Index, Real>& out) {
+    void write(const Structure& s, int64_t i, int64_t from, int64_t at, int64_t found, const Edges<Index, Real>& out) {
         for (int64_t h = 0; h < found; ++h) {
-            const int64_t e = at + h, g = hit[h], j = atom[g];
+            const int64_t e = at + h, g = hit[from + h], j = atom[g];
             const Int4 S = shift[g];
             out.source[e] = Index(s.first + j);
-            out.distance[e] = Real(squared[h]);
+            out.distance[e] = Real(squared[from + h]);
             std::memcpy(&out.shift[3 * e], &S, 12);
             if (Half) {
                 out.reverse[e] = -1;
@@ -189,7 +244,7 @@ class Ghosts {
             const Int4 opposite = -S;
             out.reverse[e] = Index(back);
             out.source[back] = Index(s.first + i);
-            out.distance[back] = Real(squared[h]);
+            out.distance[back] = Real(squared[from + h]);
             std::memcpy(&out.shift[3 * back], &opposite, 12);
             out.reverse[back] = Index(e);
         }
@@ -203,8 +258,9 @@ class Ghosts {
     std::vector<int64_t> begin, home;  // where the ghosts of an atom begin, and those with positive shifts
     int64_t n = 0;
     Mask4 touching{};             // lanes that found a length of zero
-    std::vector<double> squared;  // of what was found near an atom
+    std::vector<double> squared;  // of what was found near an atom, then its root
     std::vector<int32_t> hit;     // which ghost
+    std::vector<int32_t> length;  // how many of the ghosts of each atom
     std::vector<int64_t> next, turn;
 };
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, Crystals, batch_of
+from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, Crystals, batch_of, memory, refuse, too_many
 from pyfast.crystal._graph import PeriodicGraph
 from pyfast.crystal._neighbors import check_options, graph_of, vectors_of
 
 TIES = ("canonical", "include", "cdvae")
+SYMMETRIZE = (None, "union", "mutual")
 
 
 def knn_graph(
@@ -59,7 +60,7 @@ def knn_graph(
         vectors: as in ``radius_graph``.
         index_dtype: as in ``radius_graph``.
         on_error: as in ``radius_graph``; how far to look is found by reading counts, with "mask" too.
-        max_edges: as in ``radius_graph``, of the edges among which the nearest are chosen.
+        max_edges: as in ``radius_graph``; on a GPU of the edges among which the nearest are chosen.
 
     Returns:
         The graph, edges in the order of ``radius_graph``, not of their lengths.
@@ -86,20 +87,72 @@ def knn_graph(
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if ties not in TIES:
         raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
-    if symmetrize not in (None, "union", "mutual"):
+    if symmetrize not in SYMMETRIZE:
         raise ValueError(f"symmetrize must be None, 'union' or 'mutual', got {symmetrize!r}")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
     if ties == "cdvae" and cutoff is None:
         raise ValueError("cutoff must be given with ties='cdvae', got None")
+    inclusive = inclusive or ties == "cdvae"
+    find = nearest_of if positions.device.type == "cpu" else chosen_of
+    graph = find(asked, k, cutoff is not None, inclusive, ties, tolerance, symmetrize, index_dtype, look, max_edges)
+    return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
+
+
+def nearest_of(
+    asked: Batch,
+    k: int,
+    limited: bool,
+    inclusive: bool,
+    ties: str,
+    tolerance: float,
+    symmetrize: str | None,
+    index_dtype: torch.dtype,
+    look: bool,
+    max_edges: int,
+) -> PeriodicGraph:
+    """The graph, sought and chosen structure by structure; what is found is moved together once it is counted."""
+    each = min(k, 128)  # edges of an atom for which there is room, unless there are more
+    each = (each + (each // 4 + 4 if ties == "include" else 0)) * (2 if symmetrize == "union" else 1)
+    start, room = asked.atom_ptr * each, len(asked.positions) * each
+    options = inclusive, limited, min(k, 2**31), TIES.index(ties), tolerance, SYMMETRIZE.index(symmetrize)
+    while True:
+        counts, status, reach, *found = _search.nearest(*asked, *options, float(max_edges), memory() // 64, start, room)
+        if look:
+            refuse(asked._replace(cutoff=reach), status, max_edges)
+        ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        edges, edge_ptr = int(ptr[-1]), ptr[asked.atom_ptr]
+        if edges > max_edges:
+            too_many(asked._replace(cutoff=reach), max_edges, edges=edges)
+        if (edge_ptr.diff() <= start.diff()).all():
+            break
+        start, room = edge_ptr, edges
+    ptr, edge_ptr = ptr.to(index_dtype), edge_ptr.to(index_dtype)
+    edge_index, shift, distance, reverse = _search.pack(asked.positions, *found, start, asked.atom_ptr, ptr, edges)
+    return PeriodicGraph(edge_index, shift, distance, reverse, ptr, edge_ptr, asked.atom_ptr.to(index_dtype), status)
+
+
+def chosen_of(
+    asked: Batch,
+    k: int,
+    limited: bool,
+    inclusive: bool,
+    ties: str,
+    tolerance: float,
+    symmetrize: str | None,
+    index_dtype: torch.dtype,
+    look: bool,
+    max_edges: int,
+) -> PeriodicGraph:
+    """The same graph, chosen among the edges of one that reaches as far in every structure as any of its atoms must."""
     counted: list[Tensor] | None = None
     if ties == "cdvae":
-        inclusive, reach = True, asked.cutoff
+        reach = asked.cutoff
     else:
-        reach, *counted = _reach(asked, k, None if cutoff is None else asked.cutoff, inclusive, max_edges)
+        reach, *counted = _reach(asked, k, asked.cutoff if limited else None, inclusive, max_edges)
         if ties == "include":
             reach, counted = reach + 2 * tolerance, None
-            reach = reach if cutoff is None else torch.minimum(reach, asked.cutoff)
+            reach = torch.minimum(reach, asked.cutoff) if limited else reach
     wide = asked._replace(positions=asked.positions.double(), cutoff=reach)
     near = graph_of(wide, inclusive, False, None, torch.int64, look, max_edges, counted)
     chosen = _search.choose(
@@ -109,8 +162,7 @@ def knn_graph(
     if symmetrize is not None:
         back = chosen[near.reverse]
         chosen = chosen | back if symmetrize == "union" else chosen & back
-    graph = kept_edges(near, chosen, index_dtype, asked.positions.dtype)
-    return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
+    return kept_edges(near, chosen, index_dtype, asked.positions.dtype)
 
 
 def _reach(

@@ -41,6 +41,34 @@ fill = _ops.define(
     f"fill({_SHARED}, bool inclusive, bool half, Tensor ptr, SymInt edges) -> (Tensor, Tensor, Tensor, Tensor)",
     _allocate_fill,
 )
+
+
+def _allocate_nearest(positions: Tensor, cell: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    N, B, room = positions.shape[0], cell.shape[0], rest[-1]
+    return (
+        positions.new_empty(N, dtype=torch.int64),
+        positions.new_empty(B, dtype=torch.int32),
+        positions.new_empty(B, dtype=torch.float64),
+        _ops.empty(positions, room, dtype=torch.int32),
+        _ops.empty(positions, room, 3, dtype=torch.int32),
+        _ops.empty(positions, room, dtype=torch.float64),
+        _ops.empty(positions, room, dtype=torch.int32),
+    )
+
+
+nearest = _ops.define(  # on a CPU; a GPU counts, fills, chooses and keeps
+    "crystal",
+    f"nearest({_SHARED}, bool inclusive, bool limited, int k, int ties, float tolerance, int symmetrize,"
+    " float max_edges, int most, Tensor start, SymInt room)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _allocate_nearest,
+)
+pack = _ops.define(
+    "crystal",
+    "pack(Tensor positions, Tensor source, Tensor shift, Tensor distance, Tensor reverse, Tensor start,"
+    " Tensor atom_ptr, Tensor ptr, SymInt edges) -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fill,
+)
 choose = _ops.define(
     "crystal",
     "choose(Tensor edge_index, Tensor shift, Tensor distance, Tensor ptr, Tensor positions, Tensor cell, Tensor pbc,"

@@ -94,7 +94,7 @@ def knn_graph(
     if ties == "cdvae" and cutoff is None:
         raise ValueError("cutoff must be given with ties='cdvae', got None")
     inclusive = inclusive or ties == "cdvae"
-    find = nearest_of if positions.device.type == "cpu" else chosen_of
+    find = nearest_of if asked.positions.device.type == "cpu" else chosen_of
     graph = find(asked, k, cutoff is not None, inclusive, ties, tolerance, symmetrize, index_dtype, look, max_edges)
     return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
 

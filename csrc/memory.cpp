@@ -14,7 +14,7 @@
 namespace pyfast {
 namespace {
 
-constexpr size_t page = size_t{1} << 21;
+constexpr size_t page = size_t{1} << 21, small_page = size_t{1} << 12;
 constexpr size_t most_kept = 32 * page;
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
@@ -28,12 +28,12 @@ struct Block {
 // process that was forked while a thread held it.
 class Kept {
   public:
-    // A block that is large enough and not twice as large, or none.
+    // A block that is large enough and not much larger, or none.
     void* take(size_t bytes, size_t& found) {
         if (busy_.test_and_set(std::memory_order_acquire)) return nullptr;
         void* data = nullptr;
         for (size_t k = 0; k < blocks_.size(); ++k)
-            if (blocks_[k].bytes >= bytes && blocks_[k].bytes <= 2 * bytes) {
+            if (blocks_[k].bytes >= bytes && blocks_[k].bytes <= bytes + bytes / 4) {
                 data = blocks_[k].data, found = blocks_[k].bytes, total_ -= found;
                 blocks_.erase(blocks_.begin() + int64_t(k));
                 break;
@@ -56,7 +56,7 @@ class Kept {
         busy_.clear(std::memory_order_release);
     }
 
-    Kept() { blocks_.reserve(most_kept / page + 1); }
+    Kept() { blocks_.reserve(128); }
 
   private:
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
@@ -69,9 +69,9 @@ Kept& kept() {
     return *one;
 }
 
-// At least so many bytes, in whole pages, or none.
+// At least so many bytes, or none.
 void* obtain(size_t& bytes) {
-    bytes = (bytes + page - 1) / page * page;
+    bytes = (bytes + small_page - 1) / small_page * small_page;
     size_t found = bytes;
     if (void* data = kept().take(bytes, found)) {
         bytes = found;
@@ -83,7 +83,7 @@ void* obtain(size_t& bytes) {
     const size_t before = (page - reinterpret_cast<uintptr_t>(begin) % page) % page;
     if (before) munmap(begin, before);
     if (before < page) munmap(begin + before + bytes, page - before);
-    madvise(begin + before, bytes, MADV_HUGEPAGE);  // where this advice is not taken, nothing is lost
+    madvise(begin + before, bytes / page * page, MADV_HUGEPAGE);  // where this advice is not taken, nothing is lost
     return begin + before;
 }
 

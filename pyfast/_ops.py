@@ -239,7 +239,10 @@ _DLPACK = {
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """``like.new_empty(shape)`` for an output that may be large: on the CPU, memory that is quick to write first."""
+    """``like.new_empty(shape)`` for an output that may be large: on the CPU, memory that is quick to write first.
+
+    Its storage is not PyTorch's: ``resize_`` cannot enlarge it.
+    """
     dtype = like.dtype if dtype is None else dtype
     if type(like) not in _DENSE or like.device.type != "cpu" or dtype not in _DLPACK or min(shape, default=0) < 1:
         return like.new_empty(shape, dtype=dtype)

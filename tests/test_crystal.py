@@ -328,6 +328,33 @@ def test_atoms_in_one_place_need_not_be_neighbours():
         assert graph.status.tolist() == [0]
 
 
+@pytest.mark.parametrize("cutoff", [1e-4, 3e-7, 1e-8, 1e-11])
+def test_cutoffs_far_below_what_float32_resolves(cutoff):
+    """Pairs across the borders of a skewed cell, 0.8 of the cutoff apart: every one is found, from both ends."""
+    rng = torch.Generator().manual_seed(1)
+    cell = 10 * torch.eye(3).double() + 6 * torch.rand(3, 3, generator=rng, dtype=torch.float64) - 3
+    fraction = torch.rand(300, 3, generator=rng, dtype=torch.float64)
+    fraction[torch.arange(300), torch.randint(3, (300,), generator=rng)] = 0
+    apart = torch.randn(300, 3, generator=rng, dtype=torch.float64)
+    apart *= 0.4 * cutoff / apart.norm(dim=1, keepdim=True)
+    images = torch.randint(-1, 2, (300, 3), generator=rng).double() @ cell
+    positions = torch.cat([fraction @ cell - apart, fraction @ cell + apart + images])
+    graph = crystal.neighbors(positions, cell, cutoff)
+    same(graph, reference.neighbors(positions, cell, cutoff))
+    assert graph.num_edges == 600
+
+
+@pytest.mark.parametrize("far", [3e8 + 17, 2.4e9 + 129])
+def test_a_far_atom_hides_no_edges(far):
+    """Others lie so far from the middle that float32 sees them in few places, 16 or 128 Å apart."""
+    rng = torch.Generator().manual_seed(2)
+    positions = torch.rand(120, 3, generator=rng, dtype=torch.float64)
+    positions[-1] = far
+    graph = crystal.neighbors(positions, None, 0.5, pbc=False)
+    near = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") < 0.5
+    assert graph.num_edges == int(near.sum()) - len(positions)
+
+
 def test_axes_that_do_not_repeat_need_no_vector():
     x = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
     slab = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 0]])

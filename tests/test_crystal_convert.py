@@ -362,6 +362,16 @@ def test_neighbors_take_one_crystal():
     assert not near.holds(slab._replace(pbc=~slab.pbc))
     with pytest.raises(ValueError, match=r"positions must be of one structure, got Crystals\(2 .*; radius_graph takes"):
         crystal.neighbors(convert.from_ase([ATOMS["slab"]] * 2), cutoff=4.0)
+    for natoms in (None, 2, torch.tensor(2)):  # as radius_graph takes or refuses them
+        wrong = slab._replace(natoms=natoms)
+        assert answer(crystal.neighbors, wrong) == answer(crystal.radius_graph, wrong)
+
+
+def answer(make, crystals):
+    try:
+        return make(crystals, cutoff=4.0).edge_index.tolist()
+    except (TypeError, ValueError) as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)

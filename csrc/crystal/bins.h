@@ -128,8 +128,9 @@ struct Bins {
 class Around {
   public:
     explicit Around(const Bins& bins) : bins(bins) {
-        const double r = bins.reach.radius, margin = 1e-6 * (bins.widest + r) * r, limit = bins.s.limit;
-        const double slack = margin + 8 * bins.reach.slack * (r + bins.reach.slack);
+        const double r = bins.reach.radius, limit = bins.s.limit;
+        const double error = 1e-6 * (bins.widest + r) + 4 * bins.reach.slack;  // of a length, in float32
+        const double slack = error * (2 * r + error);
         sure = all8(bins.s.kinds ? -1.0f : float(limit - slack));
         likely = all8(float(std::min(limit + slack, 3e38)));
         tiny = all8(float(std::min(slack, 3e38)));

@@ -3,6 +3,8 @@
 Structures:
     Crystals: a batch of them; what makes graphs takes it for its first arguments.
     convert: Crystals from and to ASE, pymatgen, PyTorch Geometric, files.
+    join: batches of Crystals and of graphs made one by one; a collate_fn.
+    split: the structures of a batch or graph one by one.
     lattice_from_parameters: cells from lengths and angles.
 
 Graphs:
@@ -50,6 +52,7 @@ Lengths are in Å. The page is docs/crystal.md.
 from pyfast.crystal import convert
 from pyfast.crystal._arguments import Crystals
 from pyfast.crystal._graph import PeriodicGraph, Status
+from pyfast.crystal._join import join, split
 from pyfast.crystal._nearest import knn_graph
 from pyfast.crystal._neighbors import neighbors, radius_graph
 from pyfast.crystal._verlet import NeighborList
@@ -94,6 +97,7 @@ __all__ = [
     "edge_vectors",
     "forces_and_stress",
     "gemnet_triplets",
+    "join",
     "knn_graph",
     "lattice_from_parameters",
     "legendre",
@@ -108,6 +112,7 @@ __all__ = [
     "segment_mean",
     "segment_softmax",
     "segment_sum",
+    "split",
     "torch_sim_neighbors",
     "triplet_indices",
     "triplet_tiles",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,26 @@ class Crystals(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Crystals({len(self.natoms):,} structures, {len(self.positions):,} atoms, {self.positions.dtype})"
+
+    def to(self, *args: Any, **kwargs: Any) -> "Crystals":
+        """The crystals on another device, positions and cells in another dtype.
+
+        Args:
+            args: a device, a dtype or both, as ``torch.Tensor.to`` takes them.
+            kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy``.
+
+        Returns:
+            Crystals whose positions and cells are as asked, and other tensors on that device.
+
+        Raises:
+            TypeError: if the dtype is not float32 or float64.
+        """
+        positions, cell = self.positions.to(*args, **kwargs), self.cell.to(*args, **kwargs)
+        if positions.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype must be float32 or float64, got {positions.dtype}")
+        rest = {name: kwargs[name] for name in ("non_blocking", "copy") if name in kwargs}
+        natoms, numbers, pbc = (x.to(positions.device, **rest) for x in (self.natoms, self.numbers, self.pbc))
+        return Crystals(positions, cell, natoms, numbers, pbc)
 
 
 class Batch(NamedTuple):

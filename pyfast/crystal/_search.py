@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast import _ops
+from pyfast import _C, _ops
 
 _SHARED = "Tensor positions, Tensor cell, Tensor pbc, Tensor atom_ptr, Tensor cutoff, Tensor kinds"
 
@@ -43,9 +43,10 @@ fill = _ops.define(
 )
 
 
-def _allocate_nearest(positions: Tensor, cell: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def nearest(positions: Tensor, cell: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """What C++ finds on a CPU; a GPU counts, fills, chooses and keeps."""
     N, B, room = positions.shape[0], cell.shape[0], rest[-1]
-    return (
+    found = (
         positions.new_empty(N, dtype=torch.int64),
         positions.new_empty(B, dtype=torch.int32),
         positions.new_empty(B, dtype=torch.float64),
@@ -54,21 +55,19 @@ def _allocate_nearest(positions: Tensor, cell: Tensor, *rest: Any) -> tuple[Tens
         _ops.empty(positions, room, dtype=torch.float64),
         _ops.empty(positions, room, dtype=torch.int32),
     )
+    torch.get_num_threads()  # a thread's first call hands OpenMP the count that torch was told
+    _C.crystal.nearest(positions, cell, *rest, *found)
+    return found
 
 
-nearest = _ops.define(  # on a CPU; a GPU counts, fills, chooses and keeps
-    "crystal",
-    f"nearest({_SHARED}, bool inclusive, bool limited, int k, int ties, float tolerance, int symmetrize,"
-    " float max_edges, int most, Tensor start, SymInt room)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _allocate_nearest,
-)
-pack = _ops.define(
-    "crystal",
-    "pack(Tensor positions, Tensor source, Tensor shift, Tensor distance, Tensor reverse, Tensor start,"
-    " Tensor atom_ptr, Tensor ptr, SymInt edges) -> (Tensor, Tensor, Tensor, Tensor)",
-    _allocate_fill,
-)
+def pack(positions: Tensor, *found: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``nearest`` found, moved together."""
+    edges = _allocate_fill(positions, *found)
+    torch.get_num_threads()  # as above
+    _C.crystal.pack(positions, *found, *edges)
+    return edges
+
+
 choose = _ops.define(
     "crystal",
     "choose(Tensor edge_index, Tensor shift, Tensor distance, Tensor ptr, Tensor positions, Tensor cell, Tensor pbc,"

@@ -391,8 +391,52 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_zero_cutoff_warns():
-    with pytest.warns(UserWarning, match="cutoff of zero"):
-        assert crystal.neighbors(torch.zeros(2, 3), torch.eye(3), 0.0, inclusive=True).num_edges == 0
+    for call in (
+        lambda x: crystal.neighbors(x, EYE, 0.0, inclusive=True),
+        lambda x: crystal.radius_graph(x, EYE, 0.0),
+        lambda x: crystal.NeighborList(0.0, skin=0.0)(x, EYE),
+    ):
+        with pytest.warns(UserWarning, match="cutoff of zero") as seen:
+            assert call(torch.zeros(2, 3)).num_edges == 0
+        assert [w.filename for w in seen] == [__file__]
+
+
+def test_a_cell_of_one_structure_needs_no_batch():
+    x, cell = torch.rand(4, 3), 4 * torch.eye(3)
+    want = crystal.neighbors(x, cell, 2.5)
+    structure = torch.zeros(4, dtype=torch.int64)
+    for one in ({"natoms": [4]}, {"natoms": torch.tensor([4])}, {"batch": structure}):
+        for a, b in zip(crystal.radius_graph(x, cell, 2.5, **one), want, strict=True):
+            assert a is b is None or torch.equal(a, b)
+    for many in ({"natoms": [2, 2]}, {"natoms": torch.tensor([2, 2])}):
+        with pytest.raises(ValueError, match=r"cell must have shape \(B, 3, 3\), rows its vectors, got \(3, 3\)"):
+            crystal.radius_graph(x, cell, 2.5, **many)
+    with pytest.raises(ValueError, match=r"batch must lie in \[0, 1\) to match cell, got 1 to 1"):
+        crystal.radius_graph(x, cell, 2.5, batch=structure + 1)
+
+
+def test_status_says_names():
+    assert f"{Status(5)} {Status(0)} {Status.OVERFLOW} {Status(5):03d}" == "NOT_FINITE|TOO_FAR 0 OVERFLOW 005"
+    assert str(Status(5)) == "NOT_FINITE|TOO_FAR"
+
+
+def test_padding_is_printed():
+    graph = crystal.neighbors(ONE, EYE, 1.1, capacity=9)
+    assert repr(graph) == "PeriodicGraph(1 structures, 1 atoms, 6 of 9 edges)"
+    assert repr(graph.to("meta")) == "PeriodicGraph(1 structures, 1 atoms, 9 edges)"
+    shapes = crystal.neighbors(ONE.to("meta"), EYE.to("meta"), 1.1, capacity=9, on_error="mask")
+    assert [None if x is None else x.shape for x in shapes] == [None if x is None else x.shape for x in graph]
+
+
+def test_graphs_and_crystals_are_saved(tmp_path):
+    crystals = crystal.Crystals(ONE, EYE[None], torch.tensor([1]), torch.tensor([29]), torch.ones(1, 3) > 0)
+    for what in (crystals, crystal.neighbors(ONE, EYE, 1.1)):
+        torch.save(what, tmp_path / "saved.pt")
+        with torch.serialization.safe_globals([type(what)]):
+            listed = torch.load(tmp_path / "saved.pt")
+        for again in (listed, torch.load(tmp_path / "saved.pt", weights_only=False)):
+            assert type(again) is type(what)
+            assert all(a is b is None or torch.equal(a, b) for a, b in zip(again, what, strict=True))
 
 
 EYE, ONE = torch.eye(3), torch.zeros(1, 3)
@@ -437,7 +481,11 @@ NAN, INF = float("nan"), float("inf")
         (ValueError, r"on_error must be 'raise' or 'mask', got 'ignore'", (ONE, EYE, 1.0), {"on_error": "ignore"}),
         (ValueError, r"pbc must be one bool", (ONE, EYE, 1.0), {"pbc": [True, False]}),
         (TypeError, r"pbc must be bool", (ONE, EYE, 1.0), {"pbc": [1, 0, 1]}),
-        (TypeError, r"cutoff must be a number or a tensor, got NoneType", (ONE, EYE), {}),
+        (ValueError, r"cutoff must be given, got None", (ONE, EYE), {}),
+        (TypeError, r"positions must have values, .* got a meta tensor; capacity and on_error='mask' give",
+         (ONE.to("meta"), EYE.to("meta"), 1.0), {}),
+        (TypeError, r"positions must have values, .* got a meta tensor; capacity and on_error='mask' give",
+         (ONE.to("meta"), EYE.to("meta"), 1.0), {"capacity": 5}),
         (TypeError, r"positions must be .* tensor, got ndarray; torch.from_numpy makes it a tensor$",
          (ONE.numpy(), EYE, 1.0), {}),
         (TypeError, r"cell must be a tensor of .*, got ndarray; torch.from_numpy makes it a tensor$",

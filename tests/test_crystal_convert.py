@@ -90,8 +90,23 @@ def test_neighbor_list_of_nothing():
         ]
     assert len(crystal.neighbor_list("i", none, {("Na", "Cl"): 3.0})) == 0
     assert len(crystal.neighbor_list("i", salt, {})) == 0
-    with pytest.raises(TypeError, match="a must be one Atoms, got 2 of them"):
-        crystal.neighbor_list("i", [salt, salt], 3.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "cutoff", "error", "message"),
+    [
+        ([ATOMS["salt"]] * 2, 3.0, TypeError, "a must be one Atoms, got list of Atoms; crystal.convert.from_ase makes"),
+        ("copper", 3.0, TypeError, "a must be one Atoms, got str$"),
+        (crystal.Crystals(*5 * [None]), 3.0, TypeError, "got Crystals; crystal.convert.to_ase makes Atoms of Crystals"),
+        (ATOMS["copper"], {("Cu", "Xy"): 3.0}, ValueError, "cutoff must be of elements that there are, got 'Xy'"),
+        (ATOMS["nothing"], {("Cu", 999): 3.0}, ValueError, "cutoff must be of elements that there are, got 999"),
+        (ATOMS["copper"], {"Cu": 3.0}, ValueError, "cutoff must have pairs of elements for keys, got 'Cu'"),
+        (ATOMS["copper"], {("Cu",): 3.0}, ValueError, r"cutoff must have pairs of elements for keys, got \('Cu',\)"),
+    ],
+)
+def test_neighbor_list_refuses_by_name(a, cutoff, error, message):
+    with pytest.raises(error, match=message):
+        crystal.neighbor_list("i", a, cutoff)
 
 
 def test_neighbor_list_takes_tensors():
@@ -104,8 +119,6 @@ def test_neighbor_list_of_one_letter_is_an_array():
     assert isinstance(crystal.neighbor_list("d", ATOMS["copper"], 3.0), np.ndarray)
     with pytest.raises(ValueError, match="quantities must be letters of 'ijdDS', got 'ix'"):
         crystal.neighbor_list("ix", ATOMS["copper"], 3.0)
-    with pytest.raises(TypeError, match="atoms must be Atoms or several of them, got str"):
-        crystal.neighbor_list("ij", "copper", 3.0)
     with pytest.raises(ValueError, match="cutoff must be a number, a mapping, or a radius of each atom"):
         crystal.neighbor_list("ij", ATOMS["copper"], [1.0, 2.0])
 
@@ -157,8 +170,26 @@ def test_pymatgen_and_back():
     mixed = Structure(Lattice.cubic(3), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
     with pytest.raises(ValueError, match=r"structures must be ordered, one element to a site, got .* as structure 1"):
         convert.from_pymatgen([structures[0], mixed])
-    with pytest.raises(TypeError, match="structures must be IStructure or several of them, got Atom"):
-        convert.from_pymatgen(ATOMS["copper"])
+    wrong = [
+        (
+            convert.from_pymatgen,
+            ATOMS["copper"],
+            "structures must be Structure or several of them, got Atoms; .*from_ase",
+        ),
+        (
+            convert.from_pymatgen,
+            [ATOMS["copper"]],
+            "structures must be Structure or several of them, got Atoms; .*from_",
+        ),
+        (convert.from_pymatgen, c, "structures must be Structure or several of them, got Crystals$"),
+        (convert.from_ase, structures[0], "atoms must be Atoms or several of them, got Structure; .*from_pymatgen"),
+        (convert.from_ase, structures, "atoms must be Atoms or several of them, got Structure; .*from_pymatgen"),
+        (convert.from_ase, torch.zeros(2, 3), "atoms must be Atoms or several of them, got Tensor$"),
+        (lambda s: crystal.neighbor_list("i", s, 3.0), structures[0], "a must be one Atoms, got Structure; .*to_ase"),
+    ]
+    for take, given, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            take(given)
     dummy = Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]])
     for bad in (mixed, dummy):
         for take in (convert.from_pymatgen, convert.chemistry):
@@ -244,6 +275,47 @@ def test_pyg_fields_have_to_fit(fields, message):
         convert.from_pyg(SimpleNamespace(**crystal_of_two | fields))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (SimpleNamespace(), "SimpleNamespace without frac_coords, atom_types, lengths, angles, num_atoms$"),
+        (
+            SimpleNamespace(num_atoms=1, angles=None),
+            "SimpleNamespace without frac_coords, atom_types, lengths, angles$",
+        ),
+        ([SimpleNamespace()], "list without .*; torch_geometric.data.Batch.from_data_list makes one of several"),
+    ],
+)
+def test_pyg_fields_have_to_be_there(data, message):
+    rule = "data must have the fields frac_coords, atom_types, lengths, angles, num_atoms, got"
+    with pytest.raises(TypeError, match=f"{rule} {message}"):
+        convert.from_pyg(data)
+
+
+def test_pyg_edges_want_their_images(pyg):
+    (data,) = convert.to_pyg(convert.from_ase(ATOMS["copper"]))
+    data.edge_index = torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(TypeError, match="data must have the field to_jimages with edge_index, got Data without"):
+        convert.from_pyg(data)
+
+
+@pytest.mark.parametrize("take", [convert.to_ase, convert.to_pymatgen, convert.to_pyg])
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (ATOMS["copper"], "Atoms; crystal.convert.from_ase makes Crystals of Atoms$"),
+        (torch.zeros(2, 3), "Tensor$"),
+        (
+            [convert.from_ase(ATOMS["copper"])] * 2,
+            "list of Crystals; crystal.convert.join makes one Crystals of several",
+        ),
+    ],
+)
+def test_what_is_no_crystals_is_refused(take, given, got):
+    with pytest.raises(TypeError, match=f"crystals must be Crystals, got {got}"):
+        take(given)
+
+
 def test_pyg_refuses_what_its_fields_cannot_tell(pyg):
     c, other = (convert.from_ase(ATOMS[n]) for n in ("copper", "salt"))
     graph = crystal.radius_graph(other.positions, other.cell, 3.0, natoms=other.natoms)
@@ -253,6 +325,11 @@ def test_pyg_refuses_what_its_fields_cannot_tell(pyg):
         convert.to_pyg(convert.from_ase(ATOMS["left-handed"]))
     with pytest.raises(ValueError, match="crystals must repeat along all axes"):
         convert.to_pyg(convert.from_ase(ATOMS["slab"]))
+
+
+def test_only_public_names_are_listed():
+    assert {"from_ase", "read", "to_pyg"} <= set(dir(convert))
+    assert not {n for n in dir(convert) if n.startswith("_") or not getattr(convert, n).__module__.startswith("pyfast")}
 
 
 def test_cif(tmp_path):
@@ -382,10 +459,10 @@ def test_crystals_have_their_own(take):
         take(c, natoms=[1])
     with pytest.raises(ValueError, match=rf"pbc {rule} bool$"):
         take(c, pbc=True)
-    with pytest.raises(ValueError, match=rf"cell {rule} torch.float64; name what follows Crystals, as in cutoff=5"):
+    with pytest.raises(ValueError, match=rf"cell {rule} a tensor; name what follows Crystals, as in cutoff=5"):
         take(c, c.cell)
     if take is not TAKE["NeighborList"]:
-        with pytest.raises(ValueError, match=rf"batch {rule} torch.int64$"):
+        with pytest.raises(ValueError, match=rf"batch {rule} a tensor$"):
             take(c, batch=torch.tensor([0]))
     bad = c._replace(positions=c.positions.numpy())
     with pytest.raises(TypeError, match=r"positions must be a float32 or float64 tensor, got ndarray; torch"):
@@ -398,9 +475,9 @@ def test_what_follows_crystals_is_named():
         crystal.radius_graph(copper, 5.0)
     with pytest.raises(ValueError, match=r"have their own, got int; name what follows Crystals, as in .* or k=12$"):
         crystal.knn_graph(copper, 12)
-    with pytest.raises(TypeError, match="cutoff must be a number or a tensor, got NoneType"):
+    with pytest.raises(ValueError, match="cutoff must be given, got None"):
         crystal.radius_graph(copper)
-    with pytest.raises(ValueError, match="k must be an integer of at least 1, got None"):
+    with pytest.raises(ValueError, match="k must be given, got None"):
         crystal.knn_graph(copper)
 
 
@@ -410,6 +487,8 @@ def test_others_structures_are_told_the_way():
         crystal.radius_graph(copper, cutoff=3.0)
     with pytest.raises(TypeError, match=r"got list of Atoms; crystal.convert.from_ase makes Crystals of Atoms"):
         crystal.radius_graph([copper], cutoff=3.0)
+    with pytest.raises(TypeError, match=r"got list of Crystals; crystal.convert.join makes one Crystals of several"):
+        crystal.radius_graph([convert.from_ase(copper)] * 2, cutoff=3.0)
     with pytest.raises(TypeError, match=r"got tuple of Crystals$"):
         crystal.radius_graph((convert.from_ase(copper), None), cutoff=3.0)  # as from_pyg returns
     with pytest.raises(TypeError, match=r"got Cell; crystal.convert.from_ase makes Crystals of Atoms"):

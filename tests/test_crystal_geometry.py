@@ -357,6 +357,39 @@ def test_no_atoms_no_edges():
             ValueError,
             r"angles must have shape \(8, 3\), got",
         ),
+        (lambda x, c, g: crystal.edge_vectors(x, c, g.ptr), TypeError, "graph must be a PeriodicGraph, got Tensor"),
+        (
+            lambda x, c, g: crystal.edge_vectors(x, c, crystal.VoronoiGraph(g, x, x)),
+            TypeError,
+            "graph must be a PeriodicGraph, got VoronoiGraph; its field graph is one",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(x.sum(), x, c, None),
+            TypeError,
+            "graph must be a PeriodicGraph, got NoneType",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(1.5, crystal.edge_vectors(x, c, g), c, g),
+            TypeError,
+            "energy must be a tensor, got float",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(x.requires_grad_().sum(), x.new_zeros(g.num_edges, 3), c, g),
+            ValueError,
+            r"vectors must require a gradient, got .* that do not; call vectors.requires_grad_\(\) before",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(x.sum(), x.new_zeros(g.num_edges, 3).requires_grad_(), c, g),
+            ValueError,
+            r"energy must depend on vectors, got one without derivatives; call vectors.requires_grad_\(\) before",
+        ),
+        (
+            lambda x, c, g: crystal.forces_and_stress(
+                x.requires_grad_().sum(), x.new_zeros(g.num_edges, 3).requires_grad_(), c, g
+            ),
+            ValueError,
+            r"energy must depend on vectors, got one that depends on other tensors alone; call vectors.requires_grad_",
+        ),
         (
             lambda x, c, g: crystal.forces_and_stress(x.sum(), x, c, g),
             ValueError,

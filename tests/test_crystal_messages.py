@@ -373,8 +373,8 @@ def test_a_network_that_fails_says_what_it_was_called_with():
     broken = torch.nn.Linear(1, 4).double()  # wants (M, 1)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         RadialTable(broken, 3.0)
-    where = "RadialTable: network must return (256, F) for distances of shape (256,), torch.float64, on cpu"
-    assert caught.value.__notes__ == [where]
+    where = "network is called with distances of shape (M,), here (256,), torch.float64, on cpu; it returns (M, F)"
+    assert caught.value.__notes__ == [f"RadialTable: {where}"]
 
 
 def test_training_that_outgrows_the_table_warns():
@@ -416,6 +416,14 @@ REFUSED = [
     ({"filter": torch.zeros(99, 7)}, ValueError, r"filter must have shape \(100, 7\), got \(99, 7\)"),
     ({"filter": torch.zeros(100, 7).double()}, TypeError, "filter must have the dtype of x, torch.float32, got"),
     ({"filter": torch.zeros(100, 7, device="meta")}, TypeError, "filter must be on the device of x, cpu, got meta"),
+    (
+        {"filter": torch.nn.Linear(1, 7), "distance": torch.zeros(100)},
+        TypeError,
+        r"filter must be a tensor or a RadialTable, got Linear; RadialTable\(network, cutoff\) makes one of it",
+    ),
+    ({"filter": [1.0]}, TypeError, "filter must be a tensor or a RadialTable, got list of float$"),
+    ({"graph": torch.zeros(2, 100)}, TypeError, "graph must be a PeriodicGraph, got Tensor"),
+    ({"graph": None}, TypeError, "graph must be a PeriodicGraph, got NoneType"),
     ({"distance": torch.zeros(100)}, ValueError, "distance must be None where filter is a tensor, got a tensor"),
     ({"weight": torch.zeros(100)}, ValueError, "weight must be None where filter is a tensor, got a tensor"),
 ]

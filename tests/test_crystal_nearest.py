@@ -170,6 +170,7 @@ def test_batch_threads_and_contract(threads):
     [
         ("k must be an integer of at least 1, got 0", 0, {}),
         ("k must be an integer of at least 1, got 1.5", 1.5, {}),
+        ("k must be given, got None", None, {}),
         ("ties must be one of", 1, {"ties": "first"}),
         ("symmetrize must be None, 'union' or 'mutual', got 'both'", 1, {"symmetrize": "both"}),
         ("tolerance must be finite and not negative, got -1", 1, {"tolerance": -1}),
@@ -183,6 +184,26 @@ def test_bad_input_is_named(message, k, options):
     given = {"positions": torch.zeros(1, 3), "cell": torch.eye(3)} | options
     with pytest.raises(ValueError, match=message):
         crystal.knn_graph(given.pop("positions"), given.pop("cell"), k, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("3",), "cutoff must be a number, got str"),
+        ((True,), "cutoff must be a number, got bool"),
+        ((3.0, None), "skin must be a number, got NoneType"),
+    ],
+)
+def test_lists_want_numbers(given, message):
+    with pytest.raises(TypeError, match=message):
+        crystal.NeighborList(*given)
+
+
+def test_tensors_without_values_have_no_nearest():
+    x, cell = torch.zeros(1, 3, device="meta"), torch.eye(3, device="meta")
+    for find in (lambda: crystal.knn_graph(x, cell, 3, on_error="mask"), lambda: crystal.NeighborList(3.0)(x, cell)):
+        with pytest.raises(TypeError, match=r"positions must have values, .* got a meta tensor"):
+            find()
 
 
 def test_nothing_has_no_neighbours():

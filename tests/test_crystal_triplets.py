@@ -1,5 +1,7 @@
 """Triplets as tiles against triplets one by one: which there are, sums over them, every derivative, bad input."""
 
+import math
+
 import pytest
 import torch
 
@@ -36,6 +38,26 @@ def test_which_triplets_there_are(through):
     sign = -1 if through else 1
     torch.testing.assert_close(cosine[tiles.keep], sign * (unit[rows] * unit[columns]).sum(1))
     assert (cosine[~tiles.keep] == 0).all()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_angles_of_triplets_are_those_of_the_atoms(through):
+    """Places of all three atoms, each in its image, with the target of the first edge in its own cell."""
+    g = torch.Generator().manual_seed(3)
+    cell = 2.2 * torch.eye(3).double() + 0.2 * torch.randn(3, 3, generator=g).double()
+    x = 2.2 * torch.rand(2, 3, generator=g).double()
+    graph = crystal.neighbors(x, cell, 2.5)
+    v = crystal.edge_vectors(x, cell, graph)
+    first, second = crystal.triplet_indices(graph, through)
+    angle = crystal.angles(-v[first] if through else v[first], v[second])
+    for e, f, found in zip(first.tolist(), second.tolist(), angle.tolist(), strict=True):
+        target, source = (int(a[e]) for a in (graph.target, graph.source))
+        end, near = x[target], x[source] + graph.shift[e].double() @ cell
+        middle, other_end = (near, end) if through else (end, near)
+        base = graph.shift[e] if through else torch.zeros(3)  # the image that the second edge's target is in
+        far = x[int(graph.source[f])] + (base + graph.shift[f]).double() @ cell
+        p, q = other_end - middle, far - middle
+        assert found == pytest.approx(math.acos(max(-1.0, min(1.0, float(p @ q / (p.norm() * q.norm()))))), abs=1e-6)
 
 
 def test_which_quadruplets_there_are():
@@ -159,6 +181,10 @@ def test_no_edges():
     [
         (lambda g, u, t: crystal.cosines(u[:, :2], t), ValueError, r"unit must have shape \(E, 3\), got"),
         (lambda g, u, t: crystal.cosines(u.long(), t), TypeError, "unit must be float32 or float64, got torch.int64"),
+        (lambda g, u, t: crystal.triplet_tiles(t), TypeError, "graph must be a PeriodicGraph, got Tiles"),
+        (lambda g, u, t: crystal.triplet_indices(u), TypeError, "graph must be a PeriodicGraph, got Tensor"),
+        (lambda g, u, t: crystal.quadruplet_indices(None), TypeError, "graph must be a PeriodicGraph, got NoneType"),
+        (lambda g, u, t: crystal.triplet_tiles(g.to("meta")), TypeError, "graph must have values, .* a meta tensor"),
         (lambda g, u, t: crystal.cosines([1], t), TypeError, "unit must be a tensor, got list"),
         (lambda g, u, t: crystal.cosines(u[:3], t), IndexError, r"ptr\[\d+\] must be at most 3, got"),
         (lambda g, u, t: crystal.legendre(u[:, 0], 0), ValueError, "degrees must be at least 1, got 0"),

@@ -81,7 +81,8 @@ def batch_of(
         for name, given in (("cell", cell), ("natoms", natoms), ("batch", batch), ("pbc", pbc)):
             if given is not None:
                 hint = "; name what follows Crystals, as in cutoff=5.0 or k=12" if name == "cell" else ""
-                raise ValueError(f"{name} must be None with Crystals, which have their own, got {_type(given)}{hint}")
+                got = "a tensor" if isinstance(given, Tensor) else type_of(given)
+                raise ValueError(f"{name} must be None with Crystals, which have their own, got {got}{hint}")
         positions, cell, natoms, _, pbc = positions
     pbc = True if pbc is None else pbc
     if not isinstance(positions, Tensor) or positions.dtype not in (torch.float32, torch.float64):
@@ -101,8 +102,7 @@ def batch_of(
             raise ValueError("cell must be given for periodic structures, got None; or pass pbc=False")
     if not isinstance(cell, Tensor) or cell.dtype != positions.dtype:
         raise TypeError(f"cell must be a tensor of positions' dtype, {positions.dtype}, got {_type(cell)}")
-    single = cell.dim() == 2 and natoms is None and batch is None
-    if single:
+    if cell.dim() == 2 and (batch is not None or _of_one(natoms)):
         cell = cell[None]
     if cell.dim() != 3 or cell.shape[1:] != (3, 3):
         raise ValueError(f"cell must have shape (B, 3, 3), rows its vectors, got {tuple(cell.shape)}")
@@ -115,6 +115,13 @@ def batch_of(
         _atom_ptr(natoms, batch, B, N, positions, look),
         *_cutoff(cutoff, species, B, N, positions, look),
     )
+
+
+def _of_one(natoms: Tensor | Sequence[int] | None) -> bool:
+    """Whether these are the atoms of one structure."""
+    if isinstance(natoms, Tensor):
+        return natoms.shape == (1,)
+    return natoms is None or (hasattr(natoms, "__len__") and len(natoms) == 1)
 
 
 def _pbc(pbc: bool | Sequence[bool] | Tensor, B: int, positions: Tensor) -> Tensor:
@@ -169,6 +176,8 @@ def _cutoff(
     cutoff: float | Tensor | None, species: Tensor | None, B: int, N: int, positions: Tensor, look: bool
 ) -> tuple[Tensor, Tensor]:
     device = positions.device
+    if cutoff is None:
+        raise ValueError("cutoff must be given, got None")
     if isinstance(cutoff, Tensor):
         _same_device("cutoff", cutoff, positions)
         if cutoff.is_complex() or cutoff.dtype == torch.bool:
@@ -270,6 +279,19 @@ def check_tensor(
         raise TypeError(f"{name} must be on the device of {other}, {like.device}, got {x.device}")
 
 
+def check_values(name: str, x: Tensor, hint: str = "") -> None:
+    """Refuse what has a shape alone where its values decide the size of the answer."""
+    if x.device.type == "meta":
+        raise TypeError(f"{name} must have values, as they decide how much is found, got a meta tensor{hint}")
+
+
+def check_is_graph(graph: object) -> None:
+    """Refuse what is no graph, before anything is read from it."""
+    if not isinstance(graph, PeriodicGraph):
+        hint = "; its field graph is one" if isinstance(getattr(graph, "graph", None), PeriodicGraph) else ""
+        raise TypeError(f"graph must be a PeriodicGraph, got {type_of(graph)}{hint}")
+
+
 def check_graph(graph: PeriodicGraph, like: Tensor, other: str) -> None:
     """Refuse a graph on another device than a tensor, or with shifts of another dtype."""
     if graph.ptr.device != like.device:
@@ -289,12 +311,17 @@ def _same_device(name: str, x: Tensor, positions: Tensor) -> None:
 
 
 def _type(x: object) -> str:
+    """The dtype of a tensor, or what is there instead of one."""
+    return f"{x.dtype}" if isinstance(x, Tensor) else type_of(x)
+
+
+def type_of(x: object) -> str:
     """What an argument is that should have been something else, and for objects of other packages what helps."""
-    if isinstance(x, Tensor):
-        return f"{x.dtype}"
     of, what = type(x), type(x).__name__
     if isinstance(x, (list, tuple)) and x and not hasattr(x, "_fields"):
         of, what = type(x[0]), f"{what} of {type(x[0]).__name__}"
+        if all(isinstance(one, Crystals) for one in x):
+            return f"{what}; crystal.convert.join makes one Crystals of several"
     return what + _HELP.get(of.__module__.partition(".")[0], "")
 
 

@@ -22,6 +22,12 @@ class Status(IntFlag):
     OVERFLOW = 16
     COINCIDENT = 32
 
+    def __str__(self) -> str:
+        return self.name or f"{int(self)}"
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec else str(self)
+
 
 class PeriodicGraph(NamedTuple):
     """Edges of a batch of periodic structures, from a source j, in the image that a shift names, to a target i.
@@ -33,7 +39,9 @@ class PeriodicGraph(NamedTuple):
     A graph made with a capacity has that many edges, the last of which are padding: index 0, shift and distance 0,
     reverse -1. Pointers end where padding begins, and ``mask`` tells.
 
-    The tuple is a pytree, as torch.compile, torch.vmap and DataLoader workers want it.
+    The tuple is a pytree, as torch.compile, torch.vmap and DataLoader workers want it. A DataLoader that makes batches
+    of Crystals needs ``collate_fn=crystal.convert.join``. ``torch.load`` wants ``weights_only=False`` for a graph that
+    was saved, or ``torch.serialization.safe_globals([PeriodicGraph])`` around it; the same holds for Crystals.
 
     Attributes:
         edge_index: (2, E), int64 or int32: row 0 the source j, row 1 the target i.
@@ -59,7 +67,12 @@ class PeriodicGraph(NamedTuple):
 
     def __repr__(self) -> str:
         atoms, edges = len(self.ptr) - 1, self.edge_index.shape[-1]
-        return f"PeriodicGraph({len(self.edge_ptr) - 1:,} structures, {atoms:,} atoms, {edges:,} edges)"
+        try:
+            used = int(self.ptr[-1])
+        except (RuntimeError, ValueError):  # of tensors without values, or of a batch of graphs
+            used = edges
+        count = f"{edges:,}" if used == edges else f"{used:,} of {edges:,}"
+        return f"PeriodicGraph({len(self.edge_ptr) - 1:,} structures, {atoms:,} atoms, {count} edges)"
 
     @property
     def source(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, Crystals, batch_of, memory, refuse, too_many
+from pyfast.crystal._arguments import BAD, MOST_EDGES, Batch, Crystals, batch_of, check_values, memory, refuse, too_many
 from pyfast.crystal._graph import PeriodicGraph
 from pyfast.crystal._neighbors import check_options, graph_of, vectors_of
 
@@ -83,6 +83,8 @@ def knn_graph(
     check_options(index_dtype, on_error, None, max_edges)
     look = on_error == "raise"
     asked = batch_of(positions, cell, 0.0 if cutoff is None else cutoff, natoms, batch, pbc, None, look)
+    if k is None:
+        raise ValueError("k must be given, got None")
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**63:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if ties not in TIES:
@@ -93,6 +95,7 @@ def knn_graph(
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
     if ties == "cdvae" and cutoff is None:
         raise ValueError("cutoff must be given with ties='cdvae', got None")
+    check_values("positions", asked.positions)
     inclusive = inclusive or ties == "cdvae"
     find = nearest_of if asked.positions.device.type == "cpu" else chosen_of
     graph = find(asked, k, cutoff is not None, inclusive, ties, tolerance, symmetrize, index_dtype, look, max_edges)

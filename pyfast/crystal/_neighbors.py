@@ -1,5 +1,6 @@
 """Neighbours within a cutoff, of one structure or of many."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import _search
-from pyfast.crystal._arguments import MOST_EDGES, Batch, Crystals, batch_of, memory, refuse, too_many
+from pyfast.crystal._arguments import MOST_EDGES, Batch, Crystals, batch_of, check_values, memory, refuse, too_many
 from pyfast.crystal._graph import PeriodicGraph, Status
 
 
@@ -154,10 +155,22 @@ def radius_graph(
     check_options(index_dtype, on_error, capacity, max_edges)
     look = on_error == "raise"
     asked = batch_of(positions, cell, cutoff, natoms, batch, pbc, species, look)
+    if look or capacity is None:
+        check_values("positions", asked.positions, "; capacity and on_error='mask' give shapes alone")
     if not isinstance(cutoff, Tensor) and cutoff == 0:
-        warnings.warn("a cutoff of zero makes no edges", stacklevel=2)
+        warnings.warn("a cutoff of zero makes no edges", stacklevel=_callers_level())
     graph = graph_of(asked, inclusive, half, capacity, index_dtype, look, max_edges)
     return graph._replace(vector=vectors_of(asked, graph)) if vectors else graph
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` of who called into this package, however deep this function's caller lies in it."""
+    if torch.compiler.is_compiling():
+        return 2
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("pyfast."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_options(index_dtype: torch.dtype, on_error: str, capacity: int | None, max_edges: int) -> None:

@@ -1,11 +1,12 @@
 """Neighbour lists that last for many steps of a simulation."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from pyfast.crystal._arguments import Batch, Crystals, batch_of
+from pyfast.crystal._arguments import Batch, Crystals, batch_of, check_values, type_of
 from pyfast.crystal._graph import PeriodicGraph, Status
 from pyfast.crystal._nearest import kept_edges
 from pyfast.crystal._neighbors import exact_vectors, radius_graph
@@ -26,6 +27,7 @@ class NeighborList:
 
     Raises:
         ValueError: if cutoff or skin is negative or not finite.
+        TypeError: if one is no number.
 
     >>> import torch
     >>> from pyfast import crystal
@@ -37,6 +39,8 @@ class NeighborList:
 
     def __init__(self, cutoff: float, skin: float = 1.0, *, inclusive: bool = False, vectors: bool = False) -> None:
         for name, value in (("cutoff", cutoff), ("skin", skin)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {type_of(value)}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         self.cutoff, self.skin, self.inclusive, self.vectors = cutoff, skin, inclusive, vectors
@@ -56,6 +60,7 @@ class NeighborList:
     ) -> PeriodicGraph:
         """The graph; arguments are those of ``radius_graph``."""
         asked = batch_of(positions, cell, self.cutoff, natoms, None, pbc, None, True)
+        check_values("positions", asked.positions)
         if not self._holds(asked):
             wide = radius_graph(positions, cell, self.cutoff + self.skin, natoms=natoms, pbc=pbc, inclusive=True)
             self._made = tuple(x.clone() for x in asked[:4]), wide

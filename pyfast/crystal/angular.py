@@ -30,7 +30,7 @@ def angular_sum(x: Tensor, unit: Tensor, radial: Tensor, tiles: Tiles, through: 
 
     Args:
         x: (E, C) features of every edge, float32 or float64.
-        unit: (E, 3) edge vectors over their lengths, of the same dtype.
+        unit: (E, 3) edge vectors over their lengths, of the same dtype, as for ``cosines``.
         radial: (E, I, L) coefficients of P_0 to P_(L - 1); constants of spherical harmonics belong in here.
         tiles: of ``triplet_tiles(graph, through)``.
         through: as it was there.
@@ -71,10 +71,10 @@ def gemnet_triplets(x: Tensor, unit: Tensor, radial: Tensor, weight: Tensor, til
 
     Args:
         x: (E, C) features of every edge, float32 or float64.
-        unit: (E, 3) edge vectors over their lengths.
+        unit: (E, 3) edge vectors over their lengths, as for ``cosines``; others give wrong angles, and no error.
         radial: (E, I, L) radial weights of every edge; constants of spherical harmonics belong in here.
         weight: (I, C, O).
-        tiles: of ``triplet_tiles(graph)``.
+        tiles: of ``triplet_tiles(graph)``, of a whole graph, not of a half list.
 
     Returns:
         (E, O); 0 for edges that are no rows. Differentiable in the first four, to any order and in both modes, with a

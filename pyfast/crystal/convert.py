@@ -11,7 +11,16 @@ from torch import Tensor
 
 from pyfast import _C
 from pyfast.crystal._arguments import Crystals as Crystals
+from pyfast.crystal._arguments import type_of
 from pyfast.crystal._graph import PeriodicGraph
+
+_PACKAGES = ("ase", "pymatgen", "torch_geometric")  # whose structures can be iterated, too
+_FIELDS = ("frac_coords", "atom_types", "lengths", "angles", "num_atoms")
+
+
+def __dir__() -> list[str]:
+    public = (n for n, x in globals().items() if getattr(x, "__module__", None) == __name__)
+    return sorted(n for n in public if not n.startswith("_"))
 
 
 def from_ase(atoms: Any, dtype: torch.dtype = torch.float64) -> Crystals:
@@ -58,6 +67,7 @@ def to_ase(crystals: Crystals) -> list[Any]:
         A list of ``ase.Atoms``.
 
     Raises:
+        TypeError: if something else than Crystals is given.
         ImportError: without ASE.
 
     Example:
@@ -68,6 +78,7 @@ def to_ase(crystals: Crystals) -> list[Any]:
 
     Source: https://ase-lib.org/ase/atoms.html.
     """
+    _check_crystals(crystals)
     from ase import Atoms
 
     return [
@@ -120,6 +131,7 @@ def to_pymatgen(crystals: Crystals) -> list[Any]:
         A list of ``pymatgen.core.Structure``, positions as they are, outside of the cell too.
 
     Raises:
+        TypeError: if something else than Crystals is given.
         ValueError: if a cell has no volume, which pymatgen's must have along axes that do not repeat, too.
         ImportError: without pymatgen.
 
@@ -131,6 +143,7 @@ def to_pymatgen(crystals: Crystals) -> list[Any]:
 
     Source: https://pymatgen.org/pymatgen.core.html.
     """
+    _check_crystals(crystals)
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
@@ -162,6 +175,7 @@ def from_pyg(data: Any, dtype: torch.dtype = torch.float64) -> tuple[Crystals, P
         in its own order of edges, or None.
 
     Raises:
+        TypeError: if a field is missing.
         ValueError: if lengths and angles make no cell, shapes do not fit each other, or an index is out of bounds.
 
     Example:
@@ -175,6 +189,15 @@ def from_pyg(data: Any, dtype: torch.dtype = torch.float64) -> tuple[Crystals, P
 
     Source: Xie et al., 2022, https://arxiv.org/abs/2110.06197, whose data sets have these fields.
     """
+    missing = [name for name in _FIELDS if getattr(data, name, None) is None]
+    if missing:
+        hint = (
+            "; torch_geometric.data.Batch.from_data_list makes one of several"
+            if isinstance(data, (list, tuple))
+            else ""
+        )
+        got = f"{type(data).__name__} without {', '.join(missing)}"
+        raise TypeError(f"data must have the fields {', '.join(_FIELDS)}, got {got}{hint}")
     natoms = torch.as_tensor(data.num_atoms).reshape(-1).long()
     lengths, angles = (torch.as_tensor(x).reshape(-1, 3).double() for x in (data.lengths, data.angles))
     frac, n = data.frac_coords.double(), int(natoms.sum())
@@ -194,7 +217,9 @@ def from_pyg(data: Any, dtype: torch.dtype = torch.float64) -> tuple[Crystals, P
     edge_index = getattr(data, "edge_index", None)
     if edge_index is None:
         return crystals, None
-    shift = data.to_jimages
+    shift = getattr(data, "to_jimages", None)
+    if shift is None:
+        raise TypeError(f"data must have the field to_jimages with edge_index, got {type(data).__name__} without")
     if edge_index.dim() != 2 or len(edge_index) != 2 or shift.shape != (edge_index.shape[1], 3):
         got = f"{tuple(edge_index.shape)} and {tuple(shift.shape)}"
         raise ValueError(f"edge_index and to_jimages must have shapes (2, E) and (E, 3), got {got}")
@@ -216,6 +241,7 @@ def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
         what ``torch_geometric.data.Batch.from_data_list`` joins.
 
     Raises:
+        TypeError: if something else than Crystals is given.
         ValueError: if a structure is left-handed or does not repeat along all axes, or the graph is of others.
         ImportError: without torch_geometric.
 
@@ -228,6 +254,7 @@ def to_pyg(crystals: Crystals, graph: PeriodicGraph | None = None) -> list[Any]:
 
     Source: Xie et al., 2022, https://arxiv.org/abs/2110.06197, whose data sets have these fields.
     """
+    _check_crystals(crystals)
     from torch_geometric.data import Data
 
     ends = torch.nn.functional.pad(crystals.natoms.cumsum(0), (1, 0))
@@ -339,8 +366,15 @@ def _several(given: Any, kind: type, name: str) -> list[Any]:
     many = [given] if isinstance(given, kind) else list(given) if isinstance(given, Iterable) else [given]
     for one in many:
         if not isinstance(one, kind):
-            raise TypeError(f"{name} must be {kind.__name__} or several of them, got {type(one).__name__}")
+            whole = isinstance(given, (Tensor, Crystals)) or type(given).__module__.partition(".")[0] in _PACKAGES
+            got, expected = type_of(given if whole else one), kind.__name__.removeprefix("I")
+            raise TypeError(f"{name} must be {expected} or several of them, got {got}")
     return many
+
+
+def _check_crystals(crystals: object) -> None:
+    if not isinstance(crystals, Crystals):
+        raise TypeError(f"crystals must be Crystals, got {type_of(crystals)}")
 
 
 def _crystals(

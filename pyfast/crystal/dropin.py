@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast.crystal import convert
+from pyfast.crystal._arguments import type_of
 from pyfast.crystal._neighbors import neighbors, radius_graph
 
 
@@ -29,7 +30,7 @@ def neighbor_list(
         An array for each letter, or the array itself for one letter. Pairs are sorted by i, j and S; ASE sorts by i.
 
     Raises:
-        ValueError: if a letter is unknown, or as ``radius_graph``.
+        ValueError: if a letter is unknown, or an element of the cutoffs, or as ``radius_graph``.
         TypeError: if ``a`` is not one ``ase.Atoms``.
 
     Example:
@@ -43,9 +44,13 @@ def neighbor_list(
     """
     if not quantities or set(quantities) - set("ijdDS"):
         raise ValueError(f"quantities must be letters of 'ijdDS', got {quantities!r}")
+    from ase import Atoms
+
+    if not isinstance(a, Atoms):
+        ours = type(a).__module__.partition(".")[0] in ("pyfast", "pymatgen")
+        hint = "; crystal.convert.to_ase makes Atoms of Crystals" if ours else ""
+        raise TypeError(f"a must be one Atoms, got {type_of(a)}{hint}")
     crystals = convert.from_ase(a)
-    if len(crystals.natoms) != 1:
-        raise TypeError(f"a must be one Atoms, got {len(crystals.natoms)} of them")
     given, species, limit = _cutoff(cutoff, crystals.numbers)
     reach = torch.as_tensor(given) if limit is None else limit
     own = torch.arange(len(crystals.numbers))
@@ -78,7 +83,14 @@ def _cutoff(cutoff: Any, numbers: Tensor) -> tuple[float | Tensor, Tensor | None
 
         elements, species = numbers.unique(return_inverse=True)
         limit = torch.zeros(max(len(elements), 1), max(len(elements), 1), dtype=torch.float64)
-        for pair, value in cutoff.items() if len(elements) else ():
+        for pair, value in cutoff.items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"cutoff must have pairs of elements for keys, got {pair!r}")
+            for e in pair:
+                if e not in atomic_numbers and e not in atomic_numbers.values():
+                    raise ValueError(f"cutoff must be of elements that there are, got {e!r}")
+            if not len(elements):
+                continue
             p, q = (atomic_numbers[e] if isinstance(e, str) else e for e in pair)
             both = (elements[:, None] == p) & (elements == q)
             limit = torch.where(both | both.T, float(value), limit)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
-from pyfast.crystal._arguments import check_graph, check_tensor
+from pyfast.crystal._arguments import check_graph, check_is_graph, check_tensor, type_of
+from pyfast.crystal._graph import PeriodicGraph
 from pyfast.crystal.segments import segment_sum
 
 
-def edge_vectors(positions: Tensor, cell: Tensor, graph: Any) -> Tensor:
+def edge_vectors(positions: Tensor, cell: Tensor, graph: PeriodicGraph) -> Tensor:
     """The vector of every edge, from its target to its source's image: x_j + shift @ cell - x_i.
 
     Computed in float64 and rounded once. Linear, so every derivative is the same two kernels; gradients are summed by
@@ -42,6 +43,7 @@ def edge_vectors(positions: Tensor, cell: Tensor, graph: Any) -> Tensor:
         >>> crystal.edge_vectors(x, cell, reference.neighbors(x, cell, 2.5))[0]
         tensor([-2.,  0.,  0.])
     """
+    check_is_graph(graph)
     if isinstance(cell, Tensor) and cell.dim() == 2:
         cell = cell[None]
     check_tensor("positions", positions, (graph.num_atoms, 3))
@@ -216,7 +218,7 @@ def lattice_from_parameters(lengths: Tensor, angles: Tensor) -> tuple[Tensor, Te
 
 
 def forces_and_stress(
-    energy: Tensor, vectors: Tensor, cell: Tensor, graph: Any, create_graph: bool = False
+    energy: Tensor, vectors: Tensor, cell: Tensor, graph: PeriodicGraph, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Forces and stress from an energy that depends on positions and cells through edge vectors alone.
 
@@ -225,19 +227,20 @@ def forces_and_stress(
 
     Args:
         energy: any number of energies, eV, whose sum is derived.
-        vectors: (E, 3) Å, what ``edge_vectors`` gave and the energy was computed from; it must require a gradient.
+        vectors: (E, 3) Å, what ``edge_vectors`` gave and the energy was computed from; it must require a gradient, by
+            ``vectors.requires_grad_()`` before that, unless positions or cells require one.
         cell: (B, 3, 3) Å; (3, 3) for one structure.
         graph: the ``PeriodicGraph`` of the vectors.
         create_graph: whether forces and stress will be derived in turn, as for a loss of them.
 
     Returns:
-        Forces (N, 3), eV/Å; and the stress (B, 3, 3), eV/Å^3, symmetric: the derivative of the energy with respect to
-        strain over the volume, positive where the cell pulls inwards; not finite where a cell has no volume.
+        Forces (N, 3), eV/Å, minus the derivative of the energy with respect to positions; and the stress (B, 3, 3),
+        eV/Å^3, symmetric: the derivative of the energy with respect to strain over the volume, positive where the cell
+        pulls inwards; not finite where a cell has no volume.
 
     Raises:
-        ValueError: if a shape does not match.
+        ValueError: if a shape does not match, or the energy does not depend on ``vectors``.
         TypeError: if a dtype or device does not match.
-        RuntimeError: if the energy does not depend on ``vectors``.
 
     Source: Knuth et al., 2015, https://doi.org/10.1016/j.cpc.2015.01.003.
 
@@ -252,12 +255,22 @@ def forces_and_stress(
         >>> stress[0].diagonal().detach()  # 6 edges of length 2, a volume of 8
         tensor([0.5000, 0.5000, 0.5000])
     """
+    check_is_graph(graph)
     if isinstance(cell, Tensor) and cell.dim() == 2:
         cell = cell[None]
     check_tensor("vectors", vectors, (graph.num_edges, 3))
     check_tensor("cell", cell, (graph.num_structures, 3, 3), vectors, "vectors")
     check_graph(graph, vectors, "vectors")
-    (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=create_graph)
+    if not isinstance(energy, Tensor):
+        raise TypeError(f"energy must be a tensor, got {type_of(energy)}")
+    before = "call vectors.requires_grad_() before the energy is computed from them"
+    if not vectors.requires_grad:
+        raise ValueError(f"vectors must require a gradient, got vectors that do not; {before}")
+    if not energy.requires_grad:
+        raise ValueError(f"energy must depend on vectors, got one without derivatives; {before}")
+    (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=create_graph, allow_unused=True)
+    if g is None:
+        raise ValueError(f"energy must depend on vectors, got one that depends on other tensors alone; {before}")
     pointers = graph.edge_ptr.long().contiguous(), graph.atom_ptr.long().contiguous()
     pull, _ = _vectors_adjoint(g.contiguous(), graph.shift.contiguous(), *ops.rows(graph), *pointers)
     virial = segment_sum(vectors[:, :, None] * g[:, None, :], graph.edge_ptr)

@@ -1,19 +1,18 @@
 """Messages from neighbours, filtered and summed at their targets without a message ever being stored."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pyfast.crystal import _operators as ops
-from pyfast.crystal._arguments import check_graph, check_tensor
+from pyfast.crystal._arguments import check_graph, check_is_graph, check_tensor, type_of
+from pyfast.crystal._graph import PeriodicGraph
 from pyfast.crystal.table import RadialTable
 
 
 def conv(
     x: Tensor,
     filter: Tensor | RadialTable,
-    graph: Any,
+    graph: PeriodicGraph,
     distance: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
@@ -25,7 +24,8 @@ def conv(
     Args:
         x: (N, F) features of the atoms, float32 or float64.
         filter: (E, F) one filter per edge, of the dtype of ``x``; or a ``RadialTable`` with F channels.
-        graph: a ``PeriodicGraph`` of N atoms and E edges.
+        graph: a ``PeriodicGraph`` of N atoms and E edges: whole, as each edge has one target, and a half list would
+            leave half of the messages out.
         distance: (E,) Å, with a table: where to read it. Differentiable; by default the graph's own, without.
         weight: (E,) a factor of each edge's filter, with a table; by default 1.
 
@@ -49,6 +49,7 @@ def conv(
         >>> crystal.conv(x, filter, graph)  # six neighbours
         tensor([[3., 3., 3., 3.]])
     """
+    check_is_graph(graph)
     check_tensor("x", x, (graph.num_atoms, "F"))
     check_graph(graph, x, "x")
     columns, edges = x.shape[1], graph.num_edges
@@ -69,6 +70,9 @@ def conv(
             )  # fmt: skip
         r = torch.where(graph.mask, r, filter.cutoff)  # a network may be singular where padding is
         each: Tensor = filter(r) if weight is None else filter(r) * weight[:, None]
+    elif not isinstance(filter, Tensor):
+        hint = "; RadialTable(network, cutoff) makes one of it" if callable(filter) else ""
+        raise TypeError(f"filter must be a tensor or a RadialTable, got {type_of(filter)}{hint}")
     elif distance is not None or weight is not None:
         name = "distance" if distance is not None else "weight"
         raise ValueError(f"{name} must be None where filter is a tensor, got a tensor")

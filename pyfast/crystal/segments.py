@@ -16,7 +16,8 @@ def segment_sum(x: Tensor, ptr: Tensor) -> Tensor:
     Args:
         x: (M, ...) float32 or float64; rows from ``ptr[-1]`` on count for nothing.
         ptr: (S + 1,) int32 or int64: segment s is the rows ``ptr[s]`` to ``ptr[s + 1]``; ``PeriodicGraph.ptr`` for the
-            edges of each atom, ``edge_ptr`` for those of each structure, ``atom_ptr`` for its atoms.
+            edges of each atom, ``edge_ptr`` for those of each structure, ``atom_ptr`` for its atoms. It says where
+            segments begin, and not, as the index of a scatter such as ``edge_index[1]``, which one each row is in.
 
     Returns:
         (S, ...) sums, 0 of an empty segment; differentiable to any order and in both modes.
@@ -43,7 +44,7 @@ def segment_mean(x: Tensor, ptr: Tensor) -> Tensor:
 
     Args:
         x: (M, ...) float32 or float64.
-        ptr: (S + 1,) int32 or int64, as for ``segment_sum``.
+        ptr: (S + 1,) int32 or int64, as for ``segment_sum``: ``graph.ptr``, ``edge_ptr`` or ``atom_ptr``.
 
     Returns:
         (S, ...) means, 0 of an empty segment; differentiable to any order and in both modes.
@@ -71,7 +72,7 @@ def segment_max(x: Tensor, ptr: Tensor) -> Tensor:
 
     Args:
         x: (M, ...) float32 or float64; NaN is larger than every number.
-        ptr: (S + 1,) int32 or int64, as for ``segment_sum``.
+        ptr: (S + 1,) int32 or int64, as for ``segment_sum``: ``graph.ptr``, ``edge_ptr`` or ``atom_ptr``.
 
     Returns:
         (S, ...) maxima, -inf of an empty segment. The gradient goes to the first of equal maxima; differentiable to any
@@ -99,7 +100,7 @@ def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
 
     Args:
         x: (M, ...) float32 or float64.
-        ptr: (S + 1,) int32 or int64, as for ``segment_sum``.
+        ptr: (S + 1,) int32 or int64, as for ``segment_sum``: ``graph.ptr``, ``edge_ptr`` or ``atom_ptr``.
 
     Returns:
         (M, ...) shares, 0 in rows of no segment; differentiable to any order, backwards.

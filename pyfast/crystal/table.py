@@ -21,6 +21,9 @@ class RadialTable(torch.nn.Module):
     within the tolerance. Where even ``most`` knots do not do, ``exact`` becomes True, with a warning, and the network
     itself is used, edge by edge.
 
+    It is a Module that registers its network: parameters and buffers of the network are the table's, ``to`` moves
+    both, and a state dictionary has them under ``network.``.
+
     Training goes through it: gradients of the table are summed per knot, in a fixed order, and go on through the
     network at the knots. Parameters that change are seen at once, as the table is computed anew for them; that it is
     still fine enough is known after ``refresh``, which a training loop may call now and then.
@@ -185,8 +188,8 @@ class RadialTable(torch.nn.Module):
         try:
             out = self.network(r)
         except Exception as error:
-            given = f"({r.shape[0]},), {r.dtype}, on {r.device}"
-            error.add_note(f"RadialTable: network must return ({r.shape[0]}, F) for distances of shape {given}")
+            given = f"here ({r.shape[0]},), {r.dtype}, on {r.device}"
+            error.add_note(f"RadialTable: network is called with distances of shape (M,), {given}; it returns (M, F)")
             raise
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != r.shape[0] or not out.shape[1]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

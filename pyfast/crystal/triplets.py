@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyfast import _ops
 from pyfast.crystal import _operators as ops
-from pyfast.crystal._arguments import check_tensor
+from pyfast.crystal._arguments import check_is_graph, check_tensor, check_values
+from pyfast.crystal._graph import PeriodicGraph
 
 
 class Tiles(NamedTuple):
@@ -42,11 +43,11 @@ class Tiles(NamedTuple):
         return (self.row[row] if self.row.shape[0] else row), column
 
 
-def triplet_tiles(graph: Any, through: bool = False) -> Tiles:
+def triplet_tiles(graph: PeriodicGraph, through: bool = False) -> Tiles:
     """The triplets of a graph, as tiles.
 
     Args:
-        graph: a ``PeriodicGraph``.
+        graph: a ``PeriodicGraph``, whole: a half list, of one of each edge and its reverse, has few of the triplets.
         through: False pairs the edges c -> a and b -> a that lead to the same atom, as GemNet does; True pairs an edge
             j -> i with the edges k -> j that lead to where it starts, as DimeNet does.
 
@@ -66,6 +67,8 @@ def triplet_tiles(graph: Any, through: bool = False) -> Tiles:
         >>> int(crystal.triplet_tiles(graph).keep.sum())  # each of six edges with the five others
         30
     """
+    check_is_graph(graph)
+    check_values("graph", graph.ptr)
     views = ops.rows(graph)
     ptr, width = views.ptr, views.ptr.diff()
     row, row_ptr = (views.edge_t, views.ptr_t) if through else (ptr[:0], ptr)
@@ -87,7 +90,8 @@ def cosines(unit: Tensor, tiles: Tiles, through: bool = False) -> Tensor:
     """The cosine of the angle at the middle atom of every triplet.
 
     Args:
-        unit: (E, 3) edge vectors over their lengths, float32 or float64.
+        unit: (E, 3) edge vectors over their lengths, float32 or float64: ``torch.nn.functional.normalize(vectors)``,
+            which has the derivative of the lengths too, and leaves padding 0.
         tiles: of ``triplet_tiles``.
         through: as it was there.
 
@@ -202,15 +206,17 @@ def pair_sum(weights: Tensor, x: Tensor, tiles: Tiles) -> Tensor:
     return _pair_sum(weights.contiguous(), x.contiguous(), *tiles[:4])
 
 
-def triplet_indices(graph: Any, through: bool = False) -> tuple[Tensor, Tensor]:
+def triplet_indices(graph: PeriodicGraph, through: bool = False) -> tuple[Tensor, Tensor]:
     """The triplets of a graph as arrays of two edges; also the edges of its line graph, from the second to the first.
 
     Args:
-        graph: a ``PeriodicGraph``.
+        graph: a ``PeriodicGraph``, whole: a half list, of one of each edge and its reverse, has few of the triplets.
         through: False for c -> a and b -> a, True for j -> i and k -> j, as for ``triplet_tiles``.
 
     Returns:
-        Two (T,) int64: the edges c -> a and b -> a, or j -> i and k -> j, sorted by middle atom and first edge.
+        Two (T,) int64: the edges c -> a and b -> a, or j -> i and k -> j, sorted by middle atom and first edge. Edge
+        vectors v point at the source: the angle at the middle atom is ``angles(v[ca], v[ba])``, and of edges that go
+        through, the first turned round, ``angles(-v[ji], v[kj])``.
 
     Raises:
         IndexError: if the graph names what is not there (on the CPU).
@@ -231,11 +237,11 @@ def triplet_indices(graph: Any, through: bool = False) -> tuple[Tensor, Tensor]:
     return row[tiles.keep], column[tiles.keep]
 
 
-def quadruplet_indices(graph: Any) -> tuple[Tensor, Tensor, Tensor]:
+def quadruplet_indices(graph: PeriodicGraph) -> tuple[Tensor, Tensor, Tensor]:
     """Chains d -> b -> a <- c, where c and d are not the other end of the edge b -> a itself.
 
     Args:
-        graph: a ``PeriodicGraph``.
+        graph: a ``PeriodicGraph``, whole: a half list, of one of each edge and its reverse, has few of the chains.
 
     Returns:
         Three (Q,) int64 edges: c -> a, b -> a and d -> b.

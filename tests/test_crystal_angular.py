@@ -300,6 +300,32 @@ def test_no_edges():
     ).shape == (0, 7)
 
 
+@pytest.mark.parametrize("through", [False, True])
+def test_unit_vectors_of_padded_graphs_derive_as_those_of_others(through):
+    """As the page normalises them; and the derivative along positions is that of differences."""
+    g = torch.Generator().manual_seed(5)
+    cell = 2.1 * torch.eye(3).double() + 0.1 * torch.randn(3, 3, generator=g).double()
+    x = 2.1 * torch.rand(2, 3, generator=g).double()
+    whole = crystal.neighbors(x, cell, 2.3)
+    padded = crystal.neighbors(x, cell, 2.3, capacity=whole.num_edges + 7)
+    features = torch.rand(padded.num_edges, 3, generator=g).double()
+    radial = torch.rand(padded.num_edges, 2, 4, generator=g).double()
+
+    def energy(positions, graph):
+        unit = torch.nn.functional.normalize(crystal.edge_vectors(positions, cell, graph))
+        tiles, edges = triplet_tiles(graph, through), graph.num_edges
+        return crystal.angular_sum(features[:edges], unit, radial[:edges], tiles, through).square().sum()
+
+    grads = []
+    for graph in (whole, padded):
+        y = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(energy(y, graph), y)
+        grads.append(grad)
+    assert torch.equal(*grads)
+    assert grads[0].abs().max() > 0.1
+    assert torch.autograd.gradcheck(lambda y: energy(y, padded), (x.clone().requires_grad_(),))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -307,7 +307,7 @@ def test_pyg_edges_want_their_images(pyg):
         (torch.zeros(2, 3), "Tensor$"),
         (
             [convert.from_ase(ATOMS["copper"])] * 2,
-            "list of Crystals; crystal.convert.join makes one Crystals of several",
+            "list of Crystals; crystal.join makes one Crystals of several",
         ),
     ],
 )
@@ -487,7 +487,7 @@ def test_others_structures_are_told_the_way():
         crystal.radius_graph(copper, cutoff=3.0)
     with pytest.raises(TypeError, match=r"got list of Atoms; crystal.convert.from_ase makes Crystals of Atoms"):
         crystal.radius_graph([copper], cutoff=3.0)
-    with pytest.raises(TypeError, match=r"got list of Crystals; crystal.convert.join makes one Crystals of several"):
+    with pytest.raises(TypeError, match=r"got list of Crystals; crystal.join makes one Crystals of several"):
         crystal.radius_graph([convert.from_ase(copper)] * 2, cutoff=3.0)
     with pytest.raises(TypeError, match=r"got tuple of Crystals$"):
         crystal.radius_graph((convert.from_ase(copper), None), cutoff=3.0)  # as from_pyg returns

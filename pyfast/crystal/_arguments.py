@@ -321,7 +321,7 @@ def type_of(x: object) -> str:
     if isinstance(x, (list, tuple)) and x and not hasattr(x, "_fields"):
         of, what = type(x[0]), f"{what} of {type(x[0]).__name__}"
         if all(isinstance(one, Crystals) for one in x):
-            return f"{what}; crystal.convert.join makes one Crystals of several"
+            return f"{what}; crystal.join makes one Crystals of several"
     return what + _HELP.get(of.__module__.partition(".")[0], "")
 
 

@@ -40,8 +40,8 @@ class PeriodicGraph(NamedTuple):
     reverse -1. Pointers end where padding begins, and ``mask`` tells.
 
     The tuple is a pytree, as torch.compile, torch.vmap and DataLoader workers want it. A DataLoader that makes batches
-    of Crystals needs ``collate_fn=crystal.convert.join``. ``torch.load`` wants ``weights_only=False`` for a graph that
-    was saved, or ``torch.serialization.safe_globals([PeriodicGraph])`` around it; the same holds for Crystals.
+    of graphs, or of Crystals, needs ``collate_fn=crystal.join``. ``torch.load`` wants ``weights_only=False`` for what
+    was saved of either, or ``torch.serialization.safe_globals([crystal.PeriodicGraph, crystal.Crystals])`` around it.
 
     Attributes:
         edge_index: (2, E), int64 or int32: row 0 the source j, row 1 the target i.

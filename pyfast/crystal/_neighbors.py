@@ -64,7 +64,8 @@ def neighbors(
     >>> crystal.neighbors(torch.zeros(1, 3), copper, 3.0).num_edges  # nearest neighbours in copper
     12
     """
-    if isinstance(positions, Crystals) and isinstance(positions.natoms, Tensor) and positions.natoms.shape != (1,):
+    natoms = positions.natoms if isinstance(positions, Crystals) else None
+    if isinstance(natoms, Tensor) and natoms.dim() == 1 and len(natoms) != 1:
         raise ValueError(f"positions must be of one structure, got {positions!r}; radius_graph takes batches")
     if isinstance(cell, Tensor) and cell.shape != (3, 3):
         raise ValueError(

@@ -256,7 +256,7 @@ void pack(Tensor<const Real>, Tensor<const int32_t> source, Tensor<const int32_t
             for (int64_t q = 0; q < n; ++q) packed_distance[e + q] = Real(distance[f + q]);
             for (int64_t q = 0; q < n; ++q)
                 packed_reverse[e + q] = reverse[f + q] < 0 ? Index(-1) : Index(base) + Index(reverse[f + q]);
-            std::copy(&shift[3 * f], &shift[3 * (f + n)], &packed_shift[3 * e]);
+            std::copy(shift.data + 3 * f, shift.data + 3 * (f + n), packed_shift.data + 3 * e);
             for (int64_t j = from; j < to; ++j) std::fill(targets + ptr[j], targets + ptr[j + 1], Index(j));
             from = to;
         }
@@ -294,7 +294,8 @@ void choose(Tensor<const int64_t> edge_index, Tensor<const int32_t> shift, Tenso
                 return (load(&positions[3 * edge_index[from + c]]) - load(&positions[3 * i])) +
                        lattices[structure[i]].offset(s[0], s[1], s[2]);
             };
-            selection.choose(&distance[from], ptr[i + 1] - from, k, ties, tolerance, minimum, &chosen[from], vector);
+            selection.choose(distance.data + from, ptr[i + 1] - from, k, ties, tolerance, minimum, chosen.data + from,
+                             vector);
         }
     }
     std::fill(chosen.data + ptr[N], chosen.data + E, false);

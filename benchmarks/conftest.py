@@ -153,6 +153,7 @@ def extra_memory(function, fresh, device):
         function(*given)
         return torch.cuda.max_memory_allocated() - before
     try:
+        _C.memory.trim()
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide what this one takes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         before = _status("VmRSS")

@@ -47,18 +47,27 @@ class Kept {
             munmap(data, bytes);
             return;
         }
-        while (total_ + bytes > most_kept) {
-            munmap(blocks_.front().data, blocks_.front().bytes);
-            total_ -= blocks_.front().bytes;
-            blocks_.erase(blocks_.begin());
-        }
+        while (total_ + bytes > most_kept) drop();
         blocks_.push_back({data, bytes}), total_ += bytes;
+        busy_.clear(std::memory_order_release);
+    }
+
+    // Gives all of them back.
+    void trim() {
+        if (busy_.test_and_set(std::memory_order_acquire)) return;
+        while (!blocks_.empty()) drop();
         busy_.clear(std::memory_order_release);
     }
 
     Kept() { blocks_.reserve(128); }
 
   private:
+    void drop() {
+        munmap(blocks_.front().data, blocks_.front().bytes);
+        total_ -= blocks_.front().bytes;
+        blocks_.erase(blocks_.begin());
+    }
+
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::vector<Block> blocks_;
     size_t total_ = 0;
@@ -90,6 +99,9 @@ void* obtain(size_t& bytes) {
 void release(void* data, size_t bytes) {
     kept().give(data, bytes);
 }
+void trim() {
+    kept().trim();
+}
 
 #else  // where a sanitizer should see every end
 
@@ -97,6 +109,7 @@ void* obtain(size_t&) {
     return nullptr;
 }
 void release(void*, size_t) {}
+void trim() {}
 
 #endif
 
@@ -134,6 +147,7 @@ py::object allocate(std::vector<int64_t> shape, int code, int bits) {
 
 void bind_memory(py::module_& m) {
     m.def("allocate", &allocate);
+    m.def("trim", &trim);
 }
 
 }  // namespace pyfast

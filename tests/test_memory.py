@@ -45,6 +45,18 @@ def test_fake_and_meta_tensors_hold_nothing():
         assert _ops.empty(torch.empty(1), 2**40).shape == (2**40,)
 
 
+def test_what_is_kept_is_used_again_until_it_is_trimmed():
+    def address():
+        return _ops.empty(LIKE, 2**20).data_ptr()
+
+    if _C.memory.allocate((2**20,), 2, 32) is not None:  # a sanitizer's build keeps nothing
+        assert address() == address()
+    alive = _ops.empty(LIKE, 2**20).fill_(1)
+    _C.memory.trim()
+    _C.memory.trim()
+    assert (alive == 1).all()
+
+
 def test_inference_tensors():
     with torch.inference_mode():
         assert _ops.empty(LIKE, 2**20).is_inference()
